@@ -1,0 +1,1 @@
+"""DriveFine: a masked-diffusion vision-language-action driving planner for NAVSIM."""

@@ -1,0 +1,114 @@
+"""Frozen records passed between the parts: what a log frame, a scene window and an observation are.
+
+Frames of reference: *global* is the metric UTM frame of the map; *ego* has its origin at the rear axle, x forward,
+y left, z up. Headings are counter-clockwise radians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CameraRecord:
+    """Calibration and file of one camera in one frame."""
+
+    data_path: str
+    """Relative to the sensor-blob root of the split, e.g. `<log>/CAM_F0/<token>.jpg`."""
+    sensor2lidar_rotation: FloatArray
+    """(3, 3) camera (x right, y down, z forward) to ego."""
+    sensor2lidar_translation: FloatArray
+    """(3,) camera centre in the ego frame [m]."""
+    intrinsics: FloatArray
+    """(3, 3) pinhole matrix [px] at 1920x1080."""
+    distortion: FloatArray
+    """(5,) k1, k2, p1, p2, k3."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Road users and static objects of one frame, in the ego frame of that frame."""
+
+    boxes: FloatArray
+    """(K, 7) x, y, z, length, width, height, heading; see geometry.indices.BoxIndex."""
+    names: tuple[str, ...]
+    """K type names, from constants.TRACK_TYPES."""
+    velocity_3d: FloatArray
+    """(K, 3) absolute velocity [m/s], expressed in the ego frame."""
+    instance_tokens: tuple[str, ...]
+    track_tokens: tuple[str, ...]
+    """Identity of each object over time."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One 2 Hz frame of a log."""
+
+    token: str
+    timestamp_us: int
+    ego_pose: FloatArray
+    """(3,) rear axle x, y [m], heading [rad], global. Heading by NAVSIM's formula (quirk 18 of the scorer)."""
+    ego_velocity: FloatArray
+    """(2,) [m/s] in the ego frame; float32-rounded values held as float64, as NAVSIM has them."""
+    ego_acceleration: FloatArray
+    """(2,) [m/s^2] in the ego frame; float32-rounded values held as float64."""
+    driving_command: NDArray[np.int64]
+    """(4,) one-hot: left, straight, right, unknown."""
+    roadblock_ids: tuple[str, ...]
+    traffic_lights: tuple[tuple[int, bool], ...]
+    """(lane connector id, is_red)."""
+    annotations: Annotations | None
+    """None where the log has none (private test logs)."""
+    cameras: dict[str, CameraRecord] = field(default_factory=dict)
+    """By upper-case camera name (constants.CAMERA_NAMES)."""
+    lidar_path: str | None = None
+
+
+@dataclass(frozen=True)
+class SceneWindow:
+    """A sample: `num_history_frames` frames up to now, then `num_future_frames` future ones."""
+
+    log_name: str
+    map_name: str
+    scene_token: str
+    frames: tuple[Frame, ...]
+    num_history_frames: int
+    num_future_frames: int
+    log_path: Path | None = None
+    """The file the window was read from, for messages."""
+
+    @property
+    def current(self) -> Frame:
+        """The current frame (t = 0)."""
+        return self.frames[self.num_history_frames - 1]
+
+    @property
+    def token(self) -> str:
+        """The sample's identity: the token of the current frame."""
+        return self.current.token
+
+    def frame_at(self, iteration: int) -> Frame:
+        """The frame `iteration` half seconds after the current one; negative is the past."""
+        return self.frames[self.num_history_frames - 1 + iteration]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything the planner may see: nothing privileged."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB front camera image."""
+    history_poses: FloatArray
+    """(4, 3) poses at -1.5, -1.0, -0.5, 0 s in the current ego frame; the last is (0, 0, 0)."""
+    velocity: FloatArray
+    """(2,) [m/s], ego frame, now."""
+    acceleration: FloatArray
+    """(2,) [m/s^2], ego frame, now."""
+    driving_command: NDArray[np.int64]
+    """(4,) one-hot: left, straight, right, unknown."""

@@ -1,0 +1,30 @@
+"""The few exceptions a caller may want to catch.
+
+    DriveFineError
+    ├── DataError(ValueError)      a file, record or folder is missing, foreign or damaged
+    │   └── UnsafePickleError      a pickle names a class or function that is not on the allow-list
+    ├── SceneError(ValueError)     a scene cannot be prepared for scoring (no route, too few frames, ...)
+    └── TrajectoryError(ValueError)  a trajectory has the wrong shape or non-finite values
+
+Messages have up to four parts, in this order: the rule, what was received, where, what to do.
+"""
+
+
+class DriveFineError(Exception):
+    """Base of every exception that this package raises on purpose."""
+
+
+class DataError(DriveFineError, ValueError):
+    """A file, record or folder is missing, foreign or damaged."""
+
+
+class UnsafePickleError(DataError):
+    """A pickle names a class or function that is not on the allow-list; nothing of it was executed."""
+
+
+class SceneError(DriveFineError, ValueError):
+    """A scene cannot be prepared for scoring."""
+
+
+class TrajectoryError(DriveFineError, ValueError):
+    """A trajectory has the wrong shape or non-finite values."""
