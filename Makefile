@@ -1,0 +1,35 @@
+# make demo | test | bench | lint       everything runs in .venv, which is made on first use
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= runs/demo
+# The version this project is developed and tested with. Named exactly, and installed first: a range would let the
+# resolver take a newer build with gigabytes of CUDA libraries. On a GPU machine: make demo TORCH="torch".
+TORCH  ?= torch==2.13.0
+
+.PHONY: demo test bench lint types clean-demo
+
+$(BIN)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/python tools/demo.py output=$(OUT)
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest tests/
+
+bench: $(BIN)/.installed
+	$(BIN)/python tools/bench.py
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.installed
+	$(BIN)/mypy
+
+clean-demo:
+	rm -rf $(OUT)
