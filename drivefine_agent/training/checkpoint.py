@@ -1,0 +1,132 @@
+"""Training state on disk: safetensors and JSON only, written atomically, restored bit for bit.
+
+    <run>/checkpoints/step_0000120/
+        weights.safetensors     every tensor of the model's state
+        optimizer.safetensors   AdamW's moments, `<parameter name>/<moment>`, and its step counters
+        average.safetensors     the running average of the weights
+        state.json              phase, step, and what else the script wants to keep
+
+A checkpoint is complete when its folder has its final name. Random numbers need no entry: every draw of
+training comes from a generator seeded by (seed, purpose, step), see `seeds.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from drivefine_agent.errors import DataError
+from drivefine_agent.training.optimization import WeightAverage
+
+_PREFIX = "step_"
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    state: Mapping[str, Any],
+    keep: int = 1,
+) -> Path:
+    """Writes checkpoint `step` below `folder` and removes all but the `keep` newest ones.
+
+    Args:
+      folder: the run's checkpoint folder.
+      step: number of finished optimizer steps over the whole run.
+      model: its full state is stored (shared tensors once per name).
+      optimizer: built by `build_optimizer`.
+      average: running average of the weights.
+      state: JSON values.
+      keep: how many checkpoints remain.
+
+    Returns:
+      The checkpoint's folder.
+    """
+    target = folder / f"{_PREFIX}{step:07d}"
+    part = folder / f".{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file(
+        {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()},
+        part / "weights.safetensors",
+    )
+    save_file(_optimizer_tensors(optimizer), part / "optimizer.safetensors")
+    save_file({k: v.clone().contiguous() for k, v in average.state().items()}, part / "average.safetensors")
+    record = {"step": step, "average_updates": average.num_updates, **state}
+    (part / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, oldest first."""
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint: read it first, to know which phase's model and optimizer to build."""
+    try:
+        return dict(json.loads((checkpoint / "state.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read checkpoint {checkpoint}: {error}. Delete the folder to resume earlier"
+        ) from error
+
+
+def load_checkpoint(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage
+) -> None:
+    """Restores model, optimizer and weight average in place.
+
+    Raises:
+      DataError: a file is missing or damaged, or does not belong to this model and optimizer.
+    """
+    try:
+        model.load_state_dict(load_file(checkpoint / "weights.safetensors"))
+        _load_optimizer_tensors(optimizer, load_file(checkpoint / "optimizer.safetensors"))
+        average.load(load_file(checkpoint / "average.safetensors"), load_state(checkpoint)["average_updates"])
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"checkpoint {checkpoint} is damaged or not of this model and configuration: {error}. "
+            "Resume with the configuration it was written with, or start in a new output_dir"
+        ) from error
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}/{moment}"] = torch.as_tensor(value).detach().clone().contiguous()
+    return tensors
+
+
+def _load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition("/")
+        by_parameter.setdefault(name, {})[moment] = value
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if name in by_parameter:
+                moments = by_parameter.pop(name)
+                optimizer.state[parameter] = {
+                    moment: value if moment == "step" else value.to(parameter.device)
+                    for moment, value in moments.items()
+                }
+    if by_parameter:
+        raise ValueError(f"the optimizer has no parameters named {sorted(by_parameter)[:5]}")

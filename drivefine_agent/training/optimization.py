@@ -1,0 +1,153 @@
+"""Optimizer groups, learning-rate schedule and the running average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a warm-up and a cosine decay; the paper's numbers where it names them, else LaViDa's."""
+
+    learning_rate: float = 4e-5
+    """Peak rate of the language model's blocks, embeddings and projector."""
+    vision_factor: float = 0.1
+    """Times the peak rate, for a pretrained vision tower; 1 for one that starts from scratch."""
+    action_factor: float = 5.0
+    """Times the peak rate, for the new action tables."""
+    weight_decay: float = 0.0
+    """On matrices only; vectors (norms, biases) and tables never decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_share: float = 0.03
+    """Share of all steps with a linearly rising rate."""
+    final_share: float = 0.0
+    """Share of the peak rate that is left at the end of the cosine."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("learning_rate", "vision_factor", "action_factor", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup_share", "final_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup_share: float, final_share: float) -> float:
+    """Share of the peak rate in step `step` of 0 ... num_steps - 1: a linear rise, then half a cosine.
+
+    The first step has a positive rate, the peak is reached at the end of the warm-up.
+    """
+    warmup_steps = math.ceil(warmup_share * num_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    group_of: Callable[[str], str],
+    config: OptimizerConfig,
+) -> torch.optim.AdamW:
+    """AdamW over the parameters that want a gradient, one group per (kind, decayed or not).
+
+    Args:
+      named_parameters: as `model.named_parameters()` gives them.
+      group_of: parameter name to "language", "vision" or "action".
+      config: rates and decay.
+
+    Each group carries `peak_lr` for `set_learning_rate` and `names`, the parameters' names in order, for
+    checkpoints.
+    """
+    factor = {"language": 1.0, "vision": config.vision_factor, "action": config.action_factor}
+    groups: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            kind = group_of(name)
+            decays = config.weight_decay > 0 and parameter.ndim >= 2 and kind != "action"
+            groups.setdefault((kind, decays), []).append((name, parameter))
+    if not groups:
+        raise ValueError("nothing to train: no parameter wants a gradient")
+    return torch.optim.AdamW(
+        [
+            {
+                "params": [parameter for _, parameter in members],
+                "names": [name for name, _ in members],
+                "lr": config.learning_rate * factor[kind],
+                "peak_lr": config.learning_rate * factor[kind],
+                "weight_decay": config.weight_decay if decays else 0.0,
+            }
+            for (kind, decays), members in sorted(groups.items())
+        ],
+        betas=config.betas,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's rate to `factor` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters the optimizer holds."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class WeightAverage:
+    """Exponential running average of the trained weights: steadier than the last iterate of a short run.
+
+    The decay rises with the number of updates, `min(decay, (1 + n) / (10 + n))`, so that the random start is
+    soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Averages the parameters of `model` that want a gradient; decay 0 keeps the last iterate."""
+        if not 0 <= decay < 1:
+            raise ValueError(f"the weight average's decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self.num_updates = 0
+        self._live = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.averages = {name: value.detach().clone() for name, value in self._live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the present weights into the average; call after each optimizer step."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.decay > 0 else 0.0
+        names = list(self.averages)
+        torch._foreach_lerp_(
+            [self.averages[name] for name in names], [self._live[name].detach() for name in names], 1 - decay
+        )
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the model's weights and the averages; call again to go back."""
+        for name, average in self.averages.items():
+            live = self._live[name].detach()
+            kept = live.clone()
+            live.copy_(average)
+            average.copy_(kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors by parameter name."""
+        return dict(self.averages)
+
+    def load(self, averages: dict[str, Tensor], num_updates: int) -> None:
+        """Takes over what `state` gave; the names must match exactly."""
+        if averages.keys() != self.averages.keys():
+            differing = sorted(averages.keys() ^ self.averages.keys())
+            raise ValueError(
+                f"the saved weight average holds other parameters than the model: {differing[:5]}"
+            )
+        self.num_updates = num_updates
+        for name, value in averages.items():
+            self.averages[name].copy_(value)
