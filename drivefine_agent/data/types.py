@@ -68,6 +68,12 @@ class Frame:
     cameras: dict[str, CameraRecord] = field(default_factory=dict)
     """By upper-case camera name (constants.CAMERA_NAMES)."""
     lidar_path: str | None = None
+    log_name: str = ""
+    """Stem of the log's file."""
+    map_name: str = ""
+    """One of constants.MAP_VERSIONS."""
+    scene_token: str = ""
+    """The nuPlan scene (a chunk of the log of at most 20 s) that the frame belongs to."""
 
 
 @dataclass(frozen=True)

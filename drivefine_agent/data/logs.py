@@ -1,0 +1,258 @@
+"""NAVSIM log pickles -> frames. The key names of the log format appear here and in `log_writer`, nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drivefine_agent.constants import CAMERA_NAMES, DRIVING_COMMANDS, MAP_VERSIONS
+from drivefine_agent.data.safe_pickle import load_pickle
+from drivefine_agent.data.types import Annotations, CameraRecord, FloatArray, Frame
+from drivefine_agent.errors import DataError
+
+_REQUIRED_KEYS = (
+    "token",
+    "timestamp",
+    "log_name",
+    "scene_token",
+    "map_location",
+    "roadblock_ids",
+    "ego2global_translation",
+    "ego2global_rotation",
+    "ego_dynamic_state",
+    "driving_command",
+    "traffic_lights",
+    "cams",
+)
+_ANNOTATION_KEYS = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
+_CAMERA_KEYS = (
+    "data_path",
+    "sensor2lidar_rotation",
+    "sensor2lidar_translation",
+    "cam_intrinsic",
+    "distortion",
+)
+
+# pyquaternion takes a quaternion as it is when its squared norm is this close to 1.
+_UNIT_TOLERANCE = 1e-14
+
+
+def read_log(path: str | Path) -> list[Frame]:
+    """The frames of one log, in order.
+
+    Args:
+      path: `<log_name>.pkl`, a pickle of a list with one dict per frame.
+
+    Raises:
+      DataError: the file is missing, damaged, foreign, or breaks a rule of the format; the message names file, frame
+        and key. Frames must have strictly increasing time stamps and tokens of their own; gaps are allowed here and
+        reported where windows are cut (`scenes.load_scenes`).
+      UnsafePickleError: the pickle names something other than builtins and numpy.
+
+    Source: navsim/common/dataclasses.py (Scene, AgentInput); OpenScene's create_openscene_metadata.py.
+    """
+    path = Path(path)
+    records = load_pickle(path)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise DataError(
+            f"a log is a list of dicts, one per frame, got {type(records).__name__}: {path}; is this a NAVSIM log?"
+        )
+    frames = [_frame_from_record(record, path, index) for index, record in enumerate(records)]
+    _check_order(frames, path)
+    return frames
+
+
+def navsim_heading(rotation: ArrayLike) -> float:
+    """Heading of a quaternion by NAVSIM's formula.
+
+    `atan2(2 (w z - x y), 1 - 2 (y^2 + z^2))`. Note the minus: the textbook yaw has a plus there. They agree on level
+    ground.
+
+    Args:
+      rotation: (4,) w, x, y, z.
+
+    Returns:
+      Heading [rad].
+
+    Source: pyquaternion's yaw_pitch_roll, which NAVSIM uses; it first normalises what is not of unit length.
+    """
+    q = np.asarray(rotation, dtype=np.float64)
+    squared_norm = float(np.dot(q, q))
+    if abs(1.0 - squared_norm) >= _UNIT_TOLERANCE and squared_norm > 0.0:
+        q = q / np.sqrt(squared_norm)
+    w, x, y, z = q
+    return float(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y**2 + z**2)))
+
+
+def _frame_from_record(record: Mapping[str, Any], path: Path, index: int) -> Frame:
+    where = f"frame {index} of {path}"
+    missing = [key for key in _REQUIRED_KEYS if key not in record]
+    if missing:
+        raise DataError(
+            f"a log frame needs the keys {missing}, which are missing in {where}; is this a NAVSIM log?"
+        )
+
+    log_name = _text(record, "log_name", where)
+    if log_name != path.stem:
+        raise DataError(
+            f"'log_name' must equal the file's name without '.pkl', got {log_name!r} in {where}: rename the file"
+        )
+    map_name = _text(record, "map_location", where)
+    if map_name not in MAP_VERSIONS:
+        raise DataError(f"'map_location' must be one of {sorted(MAP_VERSIONS)}, got {map_name!r} in {where}")
+
+    translation = _floats(record, "ego2global_translation", (3,), where)
+    rotation = _floats(record, "ego2global_rotation", (4,), where)
+    if not 0.5 < float(np.linalg.norm(rotation)) < 2.0:
+        raise DataError(
+            f"'ego2global_rotation' must be a unit quaternion, got {rotation.tolist()} in {where}"
+        )
+    # NAVSIM keeps the dynamic state as float32; the scorer then computes with these values in float64.
+    dynamics = _floats(record, "ego_dynamic_state", (4,), where).astype(np.float32).astype(np.float64)
+    lidar_path = record.get("lidar_path")
+
+    return Frame(
+        token=_text(record, "token", where),
+        timestamp_us=_integer(record["timestamp"], "timestamp", where),
+        ego_pose=np.array([translation[0], translation[1], navsim_heading(rotation)]),
+        ego_velocity=dynamics[:2],
+        ego_acceleration=dynamics[2:],
+        driving_command=_driving_command(record, where),
+        roadblock_ids=_texts(record["roadblock_ids"], "roadblock_ids", where),
+        traffic_lights=_traffic_lights(record, where),
+        annotations=_annotations(record["anns"], where) if record.get("anns") is not None else None,
+        cameras=_cameras(record, where),
+        lidar_path=None if lidar_path is None else str(lidar_path),
+        log_name=log_name,
+        map_name=map_name,
+        scene_token=_text(record, "scene_token", where),
+    )
+
+
+def _annotations(record: Any, where: str) -> Annotations:
+    if not isinstance(record, dict):
+        raise DataError(f"'anns' must be a dict, got {type(record).__name__} in {where}")
+    missing = [key for key in _ANNOTATION_KEYS if key not in record]
+    if missing:
+        raise DataError(f"'anns' needs the keys {missing}, which are missing in {where}")
+    lengths = {key: len(record[key]) for key in _ANNOTATION_KEYS}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"the entries of 'anns' must have equal lengths, got {lengths} in {where}")
+    count = lengths["gt_names"]
+    return Annotations(
+        boxes=_floats(record, "gt_boxes", (count, 7), where),
+        names=_texts(record["gt_names"], "gt_names", where),
+        velocity_3d=_floats(record, "gt_velocity_3d", (count, 3), where, finite=False),
+        instance_tokens=_texts(record["instance_tokens"], "instance_tokens", where),
+        track_tokens=_texts(record["track_tokens"], "track_tokens", where),
+    )
+
+
+def _cameras(record: Mapping[str, Any], where: str) -> dict[str, CameraRecord]:
+    cams = record["cams"]
+    if not isinstance(cams, dict):
+        raise DataError(f"'cams' must be a dict of cameras, got {type(cams).__name__} in {where}")
+    missing = [name for name in CAMERA_NAMES if name not in cams]
+    if missing:
+        raise DataError(f"'cams' must hold all eight cameras, {missing} are missing in {where}")
+    return {name: _camera(cams[name], f"camera {name} of {where}") for name in CAMERA_NAMES}
+
+
+def _camera(record: Any, where: str) -> CameraRecord:
+    if not isinstance(record, dict):
+        raise DataError(f"a camera must be a dict, got {type(record).__name__}: {where}")
+    missing = [key for key in _CAMERA_KEYS if key not in record]
+    if missing:
+        raise DataError(f"a camera needs the keys {missing}, which are missing: {where}")
+    return CameraRecord(
+        data_path=_text(record, "data_path", where),
+        sensor2lidar_rotation=_floats(record, "sensor2lidar_rotation", (3, 3), where),
+        sensor2lidar_translation=_floats(record, "sensor2lidar_translation", (3,), where),
+        intrinsics=_floats(record, "cam_intrinsic", (3, 3), where),
+        distortion=_floats(record, "distortion", (5,), where),
+    )
+
+
+def _driving_command(record: Mapping[str, Any], where: str) -> NDArray[np.int64]:
+    command = _floats(record, "driving_command", (len(DRIVING_COMMANDS),), where).astype(np.int64)
+    if sorted(command.tolist()) != [0, 0, 0, 1]:
+        raise DataError(
+            f"'driving_command' must be one-hot over {DRIVING_COMMANDS}, got {command.tolist()} in {where}"
+        )
+    return command
+
+
+def _traffic_lights(record: Mapping[str, Any], where: str) -> tuple[tuple[int, bool], ...]:
+    lights = record["traffic_lights"]
+    if not isinstance(lights, list | tuple):
+        raise DataError(
+            f"'traffic_lights' must be a list of (id, is_red), got {type(lights).__name__} in {where}"
+        )
+    pairs = []
+    for light in lights:
+        if not isinstance(light, list | tuple) or len(light) != 2:
+            raise DataError(f"an entry of 'traffic_lights' must be (id, is_red), got {light!r} in {where}")
+        pairs.append((_integer(light[0], "traffic_lights", where), bool(light[1])))
+    return tuple(pairs)
+
+
+def _check_order(frames: Sequence[Frame], path: Path) -> None:
+    seen: dict[str, int] = {}
+    for index, frame in enumerate(frames):
+        if frame.token in seen:
+            raise DataError(
+                f"frame tokens must differ, got {frame.token!r} in the frames {seen[frame.token]} and {index} of {path}"
+            )
+        seen[frame.token] = index
+        if index and frame.timestamp_us <= frames[index - 1].timestamp_us:
+            raise DataError(
+                f"time stamps must increase strictly, got {frames[index - 1].timestamp_us} then {frame.timestamp_us} us "
+                f"in the frames {index - 1} and {index} of {path}"
+            )
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+    value = record[key]
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{key!r} must be a text, got {value!r} in {where}")
+    return str(value)
+
+
+def _texts(values: Any, key: str, where: str) -> tuple[str, ...]:
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise DataError(f"{key!r} must be a list of texts, got {values!r:.80} in {where}")
+    return tuple(str(value) for value in values)
+
+
+def _integer(value: Any, key: str, where: str) -> int:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer | str):
+        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}")
+    try:
+        return int(value)
+    except ValueError as error:
+        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}") from error
+
+
+def _floats(
+    record: Mapping[str, Any], key: str, shape: tuple[int, ...], where: str, finite: bool = True
+) -> FloatArray:
+    """A float64 copy of `record[key]`, checked for its shape."""
+    try:
+        array = np.array(record[key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{key!r} must be numbers of shape {shape}, got {record[key]!r:.80} in {where}"
+        ) from error
+    if array.size == 0 and 0 in shape:
+        array = array.reshape(shape)
+    if array.shape != shape:
+        raise DataError(f"{key!r} must have shape {shape}, got {array.shape} in {where}")
+    if finite and not np.isfinite(array).all():
+        raise DataError(f"{key!r} must be finite, got {array.ravel()[:8].tolist()} in {where}")
+    return array
