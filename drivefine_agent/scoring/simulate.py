@@ -63,7 +63,9 @@ def _band_factor(matrix: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray
         if i >= 2:
             far[i] = matrix[i, i - 2] / diag[i - 2]
         if i >= 1:
-            near[i] = (matrix[i, i - 1] - (far[i] * diag[i - 2] * near[i - 1] if i >= 2 else 0.0)) / diag[i - 1]
+            near[i] = (matrix[i, i - 1] - (far[i] * diag[i - 2] * near[i - 1] if i >= 2 else 0.0)) / diag[
+                i - 1
+            ]
         diag[i] = matrix[i, i] - near[i] ** 2 * (diag[i - 1] if i >= 1 else 0.0)
         diag[i] -= far[i] ** 2 * (diag[i - 2] if i >= 2 else 0.0)
     return diag, near, far
@@ -125,7 +127,9 @@ def _fit_profiles(poses, diag, near, far, velocity, curvature):
     for i in range(size):
         length = CONTROL_INTERVAL_S * velocity[i]
         turn = wrap_angle(poses[i + 1, 2] - poses[i, 2])
-        diagonal = length * length + (CURVATURE_STEP_PENALTY if i in (0, size - 1) else 2.0 * CURVATURE_STEP_PENALTY)
+        diagonal = length * length + (
+            CURVATURE_STEP_PENALTY if i in (0, size - 1) else 2.0 * CURVATURE_STEP_PENALTY
+        )
         right = length * turn
         if i == 0:
             diagonal += INITIAL_CURVATURE_PENALTY

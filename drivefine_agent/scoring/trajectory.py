@@ -64,7 +64,9 @@ def proposals_to_reference(initial_state: FloatArray, timestamp_us: int, poses: 
     local = kernel_input(poses)
     knots_us = np.concatenate([[np.int64(timestamp_us)], pose_stamps_us(timestamp_us, local.shape[1])])
     knots = _lift(origin, local)
-    return _resample(kernel_input(knots), kernel_input(knots_us, np.int64), _clipped_samples(timestamp_us, knots_us))
+    return _resample(
+        kernel_input(knots), kernel_input(knots_us, np.int64), _clipped_samples(timestamp_us, knots_us)
+    )
 
 
 def resample_reference(reference_poses: FloatArray, timestamp_us: int) -> FloatArray:

@@ -1,0 +1,109 @@
+"""No at-fault collision: who runs into whom, and who is to blame.
+
+The first contact with a track decides about it: either it is the ego's fault, or the track is ignored from then on.
+
+Shape letters: P proposals, S = 41 simulated states, K tracks.
+Source: pdm-scorer 4.2; NAVSIM v1.1, PDMScorer and get_collision_type.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import shapely
+from numba import njit
+from numpy.typing import NDArray
+
+from drivefine_agent.geometry.indices import CornerIndex
+from drivefine_agent.scoring.areas import EgoAreas
+from drivefine_agent.scoring.contacts import TrackBoxes, contact_table, relative_angle
+from drivefine_agent.scoring.kernel_arrays import kernel_input
+from drivefine_agent.scoring.types import FloatArray
+
+STOPPED_EGO_SPEED_MPS = 0.05
+BEHIND_RAD = math.radians(150.0)
+AGENT_SCORE = 0.0
+STATIC_OBJECT_SCORE = 0.5
+
+_NOT_AT_FAULT, _AT_FAULT, _AT_FAULT_IF_FRONT = 0, 1, 2
+
+
+def no_at_fault_collisions(
+    states: FloatArray,
+    points: FloatArray,
+    areas: EgoAreas,
+    tracks: TrackBoxes,
+    ignored: NDArray[np.bool_] | None = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Collision sub-score of each proposal.
+
+    Args:
+      states: (P, S, 11) simulated states.
+      points: (P, S, 5, 2) corners and centre of the ego.
+      areas: flags of the same states.
+      tracks: the other road users; sample t belongs to state t.
+      ignored: (K,) tracks that never count.
+
+    Returns:
+      (P,) 1, 0.5 (a static object was hit) or 0 (an agent was hit), and (P,) the index of the first state with an
+      at-fault collision, inf without one.
+    """
+    table = contact_table(points[:, :, :4], tracks, np.arange(states.shape[1]))
+    first = _first_contacts(
+        kernel_input(table, np.int8),
+        kernel_input(np.zeros(table.shape[2]) if ignored is None else ignored, np.bool_),
+    )
+    verdict = _verdicts(
+        kernel_input(first, np.int64),
+        kernel_input(states),
+        kernel_input(areas.non_drivable | areas.multiple_lanes, np.bool_),
+        kernel_input(tracks.center),
+        kernel_input(tracks.is_stopped, np.bool_),
+    )
+    p, k = np.nonzero(verdict == _AT_FAULT_IF_FRONT)
+    if len(p):
+        t = first[p, k]
+        bumper = points[p, t][:, [CornerIndex.FRONT_LEFT, CornerIndex.FRONT_RIGHT]]
+        hit = shapely.intersects(
+            shapely.linestrings(bumper), shapely.polygons(np.asarray(tracks.corners)[t, k])
+        )
+        verdict[p, k] = np.where(hit, _AT_FAULT, _NOT_AT_FAULT)
+    value = np.where(np.asarray(tracks.is_agent, dtype=bool), AGENT_SCORE, STATIC_OBJECT_SCORE)
+    at_fault = verdict == _AT_FAULT
+    score = np.where(at_fault, value, 1.0).min(axis=1, initial=1.0)
+    first_index = np.where(at_fault, first, np.inf).min(axis=1, initial=np.inf)
+    return score, first_index
+
+
+@njit(cache=True, nogil=True)
+def _first_contacts(table, ignored):
+    """(P, K) index of the first contact with each track; -1 without one and for ignored tracks."""
+    num_proposals, num_samples, num_tracks = table.shape
+    first = np.full((num_proposals, num_tracks), -1, dtype=np.int64)
+    for p in range(num_proposals):
+        for s in range(num_samples):
+            for k in range(num_tracks):
+                if table[p, s, k] != 0 and first[p, k] < 0 and not ignored[k]:
+                    first[p, k] = s
+    return first
+
+
+@njit(cache=True, nogil=True)
+def _verdicts(first, states, is_lateral_at_fault, center, is_stopped):
+    """(P, K) who is to blame; left open where it depends on whether the front bumper is hit."""
+    num_proposals, num_tracks = first.shape
+    verdict = np.zeros((num_proposals, num_tracks), dtype=np.int8)
+    for p in range(num_proposals):
+        for k in range(num_tracks):
+            t = first[p, k]
+            if t < 0:
+                continue
+            state = states[p, t]
+            if math.hypot(state[3], state[4]) <= STOPPED_EGO_SPEED_MPS:
+                continue
+            if is_stopped[k]:
+                verdict[p, k] = _AT_FAULT
+            elif not relative_angle(state, center[t, k]) > BEHIND_RAD:
+                verdict[p, k] = _AT_FAULT if is_lateral_at_fault[p, t] else _AT_FAULT_IF_FRONT
+    return verdict

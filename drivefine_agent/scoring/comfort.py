@@ -1,0 +1,186 @@
+"""Comfort: six filtered series of the simulated states must stay within their bounds.
+
+The filters are Savitzky-Golay filters with polynomial edges, written as one weight table per filter: output i is a dot
+product of its row of weights with the samples from `start[i]` on. Every filtered series is rounded to 8 decimals, then
+compared strictly.
+
+NAVSIM 1.1 passes the whole horizon as the window of most series, so one parabola stands for all 41 samples. Of an even
+window (8) the weights belong to the half sample *behind* the output; the four edge samples per side do not.
+
+Shape letters: P proposals, S = 41 simulated states.
+Source: pdm-scorer 4.9 and 4.10; NAVSIM v1.1, pdm_comfort_metrics.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import factorial
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from drivefine_agent.constants import NUM_SIM_STATES, SIM_INTERVAL_S
+from drivefine_agent.geometry.indices import StateIndex
+from drivefine_agent.scoring.kernel_arrays import kernel_input
+from drivefine_agent.scoring.types import FloatArray
+
+MIN_LON_ACCEL_MPS2 = -4.05
+MAX_LON_ACCEL_MPS2 = 2.40
+MAX_ABS_LAT_ACCEL_MPS2 = 4.89
+MAX_ABS_JERK_MPS3 = 8.37
+MAX_ABS_LON_JERK_MPS3 = 4.13
+MAX_ABS_YAW_RATE_RADPS = 0.95
+MAX_ABS_YAW_ACCEL_RADPS2 = 1.93
+
+_ACCEL_WINDOW = 8
+_YAW_WINDOW = 5
+
+
+@dataclass(frozen=True)
+class SeriesFilter:
+    """A linear filter with one row of weights per output sample."""
+
+    start: NDArray[np.int64]
+    """(n,) first input sample of each output."""
+    weights: FloatArray
+    """(n, window)."""
+
+
+def savgol_filter(
+    num_samples: int, window: int, degree: int, derivative: int, interval_s: float
+) -> SeriesFilter:
+    """Savitzky-Golay filter: least-squares polynomials over a moving window, evaluated for a derivative.
+
+    Args:
+      num_samples: length n of the series.
+      window: samples per polynomial; an even window evaluates half a sample behind its output in the interior.
+      degree: degree of the polynomials.
+      derivative: which derivative to take, 0 for smoothing.
+      interval_s: sampling interval [s].
+
+    Returns:
+      Weights for all n outputs; the first and last `window // 2` come from the first and last polynomial.
+    """
+    half = window // 2
+    center = (window - 1) / 2.0
+    offsets = np.arange(window) - center
+    fit = np.linalg.pinv(
+        offsets[:, None] ** np.arange(degree + 1)
+    )  # (degree + 1, window) samples -> coefficients
+
+    def row(at: float) -> FloatArray:
+        powers = np.array(
+            [
+                factorial(d) / factorial(d - derivative) * at ** (d - derivative) if d >= derivative else 0.0
+                for d in range(degree + 1)
+            ]
+        )
+        return powers @ fit / interval_s**derivative
+
+    start = np.empty(num_samples, dtype=np.int64)
+    weights = np.empty((num_samples, window))
+    for i in range(num_samples):
+        if i < half:
+            start[i], at = 0, i - center
+        elif i >= num_samples - half:
+            start[i], at = num_samples - window, i - (num_samples - window) - center
+        else:
+            start[i], at = i - (window - 1) // 2, 0.0
+        weights[i] = row(at)
+    return SeriesFilter(start, weights)
+
+
+# The official sampling interval is the mean step of arange(41) * 0.1.
+_INTERVAL_S = float(np.mean(np.diff(np.arange(NUM_SIM_STATES) * SIM_INTERVAL_S)))
+
+
+def _filter(window: int, degree: int, derivative: int) -> tuple[NDArray[np.int64], FloatArray]:
+    table = savgol_filter(NUM_SIM_STATES, window, degree, derivative, _INTERVAL_S)
+    return kernel_input(table.start, np.int64), kernel_input(table.weights)
+
+
+_SMOOTH_ALL = _filter(NUM_SIM_STATES, 2, 0)
+_SMOOTH_SHORT = _filter(_ACCEL_WINDOW, 2, 0)
+_SLOPE_ALL = _filter(NUM_SIM_STATES, 2, 1)
+_YAW_RATE = _filter(_YAW_WINDOW, 2, 1)
+_YAW_ACCEL = _filter(_YAW_WINDOW, 3, 2)
+
+
+def comfort(states: FloatArray) -> FloatArray:
+    """Comfort sub-score of each proposal.
+
+    Args:
+      states: (P, 41, 11) simulated states.
+
+    Returns:
+      (P,) 1 where all six series stay within their bounds, else 0.
+    """
+    return (comfort_margins(states) > 0.0).all(axis=-1).astype(np.float64)
+
+
+def comfort_margins(states: FloatArray) -> FloatArray:
+    """Distance of each series from its nearer bound.
+
+    Args:
+      states: (P, 41, 11) simulated states.
+
+    Returns:
+      (P, 6) longitudinal and lateral acceleration [m/s^2], jerk and longitudinal jerk [m/s^3], yaw rate [rad/s], yaw
+      acceleration [rad/s^2]; positive iff within bounds.
+    """
+    if states.shape[1:] != (NUM_SIM_STATES, len(StateIndex)):
+        raise ValueError(
+            f"expected states of shape (P, {NUM_SIM_STATES}, {len(StateIndex)}), got {states.shape}"
+        )
+    return _margins(kernel_input(states), _SMOOTH_ALL, _SMOOTH_SHORT, _SLOPE_ALL, _YAW_RATE, _YAW_ACCEL)
+
+
+@njit(cache=True, nogil=True)
+def _apply(series, table, out):
+    """Filter a series and round the result to 8 decimals."""
+    start, weights = table
+    for i in range(weights.shape[0]):
+        total = 0.0
+        for j in range(weights.shape[1]):
+            total += weights[i, j] * series[start[i] + j]
+        out[i] = np.rint(total * 1e8) / 1e8
+
+
+@njit(cache=True, nogil=True)
+def _margin(series, low, high):
+    return min(np.min(series) - low, high - np.max(series))
+
+
+@njit(cache=True, nogil=True)
+def _margins(states, smooth_all, smooth_short, slope_all, yaw_rate, yaw_accel):
+    num_proposals, num_states, _ = states.shape
+    margins = np.empty((num_proposals, 6))
+    series = np.empty(num_states)
+    smooth = np.empty(num_states)
+    out = np.empty(num_states)
+    for p in range(num_proposals):
+        _apply(states[p, :, 5], smooth_all, out)
+        margins[p, 0] = _margin(out, MIN_LON_ACCEL_MPS2, MAX_LON_ACCEL_MPS2)
+        _apply(states[p, :, 6], smooth_all, out)
+        margins[p, 1] = _margin(out, -MAX_ABS_LAT_ACCEL_MPS2, MAX_ABS_LAT_ACCEL_MPS2)
+
+        for t in range(num_states):
+            series[t] = np.hypot(states[p, t, 5], states[p, t, 6])
+        _apply(series, smooth_short, smooth)
+        _apply(smooth, slope_all, out)
+        margins[p, 2] = _margin(out, -MAX_ABS_JERK_MPS3, MAX_ABS_JERK_MPS3)
+        _apply(states[p, :, 5], smooth_short, smooth)
+        _apply(smooth, slope_all, out)
+        margins[p, 3] = _margin(out, -MAX_ABS_LON_JERK_MPS3, MAX_ABS_LON_JERK_MPS3)
+
+        turns = 0.0
+        series[0] = states[p, 0, 2]
+        for t in range(1, num_states):
+            turns += np.rint((states[p, t, 2] - states[p, t - 1, 2]) / (2.0 * np.pi))
+            series[t] = states[p, t, 2] - 2.0 * np.pi * turns
+        _apply(series, yaw_rate, out)
+        margins[p, 4] = _margin(out, -MAX_ABS_YAW_RATE_RADPS, MAX_ABS_YAW_RATE_RADPS)
+        _apply(series, yaw_accel, out)
+        margins[p, 5] = _margin(out, -MAX_ABS_YAW_ACCEL_RADPS2, MAX_ABS_YAW_ACCEL_RADPS2)
+    return margins
