@@ -17,14 +17,15 @@ MIN_PROGRESS_M = 5.0
 
 
 def normalised_progress(
-    progress_m: FloatArray, multiplier: FloatArray, best_progress_m: FloatArray
+    progress_m: FloatArray, multiplier: FloatArray, best_progress_m: FloatArray | float
 ) -> FloatArray:
     """Ego progress sub-score, given the best progress it is measured against.
 
     Args:
       progress_m: (P,) raw progress [m].
       multiplier: (P,) product of the multiplicative sub-scores.
-      best_progress_m: (P,) or () largest raw progress times multiplier among those compared, the proposal included [m].
+      best_progress_m: (P,) or () largest raw progress times multiplier among those compared, the proposal
+        included [m].
 
     Returns:
       (P,) in [0, 1]. Where nobody gets further than 5 m: 1, or 0 where the multiplier is 0.
@@ -39,7 +40,7 @@ def normalised_progress(
 def progress_against_reference(
     progress_m: FloatArray, multiplier: FloatArray, reference_progress_m: float, reference_multiplier: float
 ) -> FloatArray:
-    """(P,) ego progress of each proposal beside the reference planner alone, whatever else is in the batch."""
+    """(P,) ego progress of each proposal beside the reference alone, whatever else is in the batch."""
     best = np.maximum(progress_m * multiplier, reference_progress_m * reference_multiplier)
     return normalised_progress(progress_m, multiplier, best)
 
@@ -48,7 +49,7 @@ def progress_within_batch(progress_m: FloatArray, multiplier: FloatArray) -> Flo
     """(P,) ego progress relative to the best of the batch, as PDM-Closed compares its own proposals."""
     if len(progress_m) == 0:
         return np.zeros(0)
-    return normalised_progress(progress_m, multiplier, np.max(progress_m * multiplier))
+    return normalised_progress(progress_m, multiplier, float(np.max(progress_m * multiplier)))
 
 
 def pdm_score_v1(

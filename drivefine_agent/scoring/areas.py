@@ -1,7 +1,8 @@
 """Where the ego stands at each time: off the drivable area, across lanes, off the route, on an intersection.
 
-A point counts as inside a polygon only strictly: a point on the boundary is outside. The compiled kernel decides by
-the even-odd rule and hands every footprint that has a point within 1e-7 m of an edge to GEOS, which decides exactly.
+A point counts as inside a polygon only strictly: a point on the boundary is outside. The compiled kernel
+decides by the even-odd rule and hands every footprint that has a point within 1e-7 m of an edge to GEOS,
+which decides exactly.
 
 Shape letters: P proposals, S simulated states, M polygons.
 Source: pdm-scorer 4.1; NAVSIM v1.1, PDMScorer's ego areas.
@@ -212,10 +213,10 @@ def _area_flags(points, xy, ring_offsets, part_offsets, kind, on_route):
 
 @njit(cache=True, nogil=True)
 def _crossings(points, xy, first, last, x_low, y_low, y_high):
-    """Bit mask of the points from which a ray towards +x crosses the ring an odd number of times; -1 if one is close.
+    """Bit mask of points whose ray towards +x crosses the ring an odd number of times; -1 if one is close.
 
-    Edges that lie wholly above, below or to the left of all points cannot matter; `x_low`, `y_low` and `y_high` bound
-    the points.
+    Edges that lie wholly above, below or to the left of all points cannot matter; `x_low`, `y_low` and
+    `y_high` bound the points.
     """
     mask = 0
     x_low -= EDGE_TOLERANCE_M

@@ -1,6 +1,7 @@
 """No at-fault collision: who runs into whom, and who is to blame.
 
-The first contact with a track decides about it: either it is the ego's fault, or the track is ignored from then on.
+The first contact with a track decides about it: either it is the ego's fault, or the track is ignored from
+then on.
 
 Shape letters: P proposals, S = 41 simulated states, K tracks.
 Source: pdm-scorer 4.2; NAVSIM v1.1, PDMScorer and get_collision_type.
@@ -46,8 +47,8 @@ def no_at_fault_collisions(
       ignored: (K,) tracks that never count.
 
     Returns:
-      (P,) 1, 0.5 (a static object was hit) or 0 (an agent was hit), and (P,) the index of the first state with an
-      at-fault collision, inf without one.
+      (P,) 1, 0.5 (a static object was hit) or 0 (an agent was hit), and (P,) the index of the first state
+      with an at-fault collision, inf without one.
     """
     table = contact_table(points[:, :, :4], tracks, np.arange(states.shape[1]))
     first = _first_contacts(

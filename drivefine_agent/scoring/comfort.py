@@ -1,11 +1,12 @@
 """Comfort: six filtered series of the simulated states must stay within their bounds.
 
-The filters are Savitzky-Golay filters with polynomial edges, written as one weight table per filter: output i is a dot
-product of its row of weights with the samples from `start[i]` on. Every filtered series is rounded to 8 decimals, then
-compared strictly.
+The filters are Savitzky-Golay filters with polynomial edges, written as one weight table per filter: output
+i is a dot product of its row of weights with the samples from `start[i]` on. Every filtered series is
+rounded to 8 decimals, then compared strictly.
 
-NAVSIM 1.1 passes the whole horizon as the window of most series, so one parabola stands for all 41 samples. Of an even
-window (8) the weights belong to the half sample *behind* the output; the four edge samples per side do not.
+NAVSIM 1.1 passes the whole horizon as the window of most series, so one parabola stands for all 41 samples.
+Of an even window (8) the weights belong to the half sample *behind* the output; the four edge samples per
+side do not.
 
 Shape letters: P proposals, S = 41 simulated states.
 Source: pdm-scorer 4.9 and 4.10; NAVSIM v1.1, pdm_comfort_metrics.py.
@@ -54,7 +55,8 @@ def savgol_filter(
 
     Args:
       num_samples: length n of the series.
-      window: samples per polynomial; an even window evaluates half a sample behind its output in the interior.
+      window: samples per polynomial; an even window evaluates half a sample behind its output in the
+        interior.
       degree: degree of the polynomials.
       derivative: which derivative to take, 0 for smoothing.
       interval_s: sampling interval [s].
@@ -64,30 +66,27 @@ def savgol_filter(
     """
     half = window // 2
     center = (window - 1) / 2.0
-    offsets = np.arange(window) - center
-    fit = np.linalg.pinv(
-        offsets[:, None] ** np.arange(degree + 1)
-    )  # (degree + 1, window) samples -> coefficients
+    scaled = (np.arange(window) - center) / window  # keeps the normal equations well conditioned
+    powers = scaled[:, None] ** np.arange(degree + 1)  # (window, degree + 1)
+    fit = np.linalg.solve(powers.T @ powers, powers.T)  # samples to coefficients
 
-    def row(at: float) -> FloatArray:
-        powers = np.array(
-            [
-                factorial(d) / factorial(d - derivative) * at ** (d - derivative) if d >= derivative else 0.0
-                for d in range(degree + 1)
-            ]
-        )
-        return powers @ fit / interval_s**derivative
+    def row(offset: float) -> FloatArray:
+        at = offset / window
+        derivatives = np.zeros(degree + 1)
+        for d in range(derivative, degree + 1):
+            derivatives[d] = factorial(d) / factorial(d - derivative) * at ** (d - derivative)
+        return np.asarray(derivatives @ fit / (interval_s * window) ** derivative)
 
     start = np.empty(num_samples, dtype=np.int64)
     weights = np.empty((num_samples, window))
     for i in range(num_samples):
         if i < half:
-            start[i], at = 0, i - center
+            start[i], offset = 0, i - center
         elif i >= num_samples - half:
-            start[i], at = num_samples - window, i - (num_samples - window) - center
+            start[i], offset = num_samples - window, i - (num_samples - window) - center
         else:
-            start[i], at = i - (window - 1) // 2, 0.0
-        weights[i] = row(at)
+            start[i], offset = i - (window - 1) // 2, 0.0
+        weights[i] = row(offset)
     return SeriesFilter(start, weights)
 
 
@@ -116,7 +115,8 @@ def comfort(states: FloatArray) -> FloatArray:
     Returns:
       (P,) 1 where all six series stay within their bounds, else 0.
     """
-    return (comfort_margins(states) > 0.0).all(axis=-1).astype(np.float64)
+    is_comfortable = np.all(comfort_margins(states) > 0.0, axis=-1)
+    return np.where(is_comfortable, 1.0, 0.0)
 
 
 def comfort_margins(states: FloatArray) -> FloatArray:
@@ -126,8 +126,8 @@ def comfort_margins(states: FloatArray) -> FloatArray:
       states: (P, 41, 11) simulated states.
 
     Returns:
-      (P, 6) longitudinal and lateral acceleration [m/s^2], jerk and longitudinal jerk [m/s^3], yaw rate [rad/s], yaw
-      acceleration [rad/s^2]; positive iff within bounds.
+      (P, 6) longitudinal and lateral acceleration [m/s^2], jerk and longitudinal jerk [m/s^3], yaw rate
+      [rad/s], yaw acceleration [rad/s^2]; positive iff within bounds.
     """
     if states.shape[1:] != (NUM_SIM_STATES, len(StateIndex)):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Which ego boxes touch which tracks: a circle prefilter, separating axes, and GEOS for what is too close to call.
+"""Which ego boxes touch which tracks: circles first, then separating axes, then GEOS for near ties.
 
-Touching counts as contact. The separating-axis test differs from GEOS only where the gap (or the overlap) is of the
-order of rounding errors, so pairs within a micrometre are decided by GEOS itself.
+Touching counts as contact. The separating-axis test differs from GEOS only where the gap (or the overlap) is
+of the order of rounding errors, so pairs within a micrometre are decided by GEOS itself.
 
 Shape letters: P proposals, S samples, K tracks.
 Source: pdm-scorer 4.2, 4.7 and 7.4.
@@ -25,7 +25,7 @@ _UNDECIDED = 2
 
 @dataclass(frozen=True)
 class TrackBoxes:
-    """Other road users on the 10 Hz grid, in the layout of ScoringScene. T covers at least 50 samples (0 to 4.9 s)."""
+    """Other road users on the 10 Hz grid, in the layout of ScoringScene; T is at least 50 (0 to 4.9 s)."""
 
     corners: FloatArray
     """(T, K, 4, 2) box corners [m], global; any value where absent."""
@@ -79,7 +79,7 @@ def contact_table(
 
 @njit(cache=True, nogil=True)
 def _box_table(corners, exists):
-    """(T, K, 7) centre x, y, unit vector of the length, half length, half width, radius; radius < 0: degenerate."""
+    """(T, K, 7) centre x, y, unit vector along, half length, half width, radius (< 0: degenerate)."""
     num_times, num_tracks = exists.shape
     boxes = np.zeros((num_times, num_tracks, 7))
     for t in range(num_times):
@@ -157,8 +157,9 @@ def _contacts(ego_corners, boxes, exists, samples):
 def relative_angle(ego_pose, point):
     """Angle between the ego's heading and the way from its rear axle to a point [rad].
 
-    NaN where rounding lifts the dot product above 1 (a point exactly along the heading) and where both coincide: such a
-    point is neither ahead nor behind. NAVSIM's arccos is unguarded, and so is this (pdm-scorer 5.5).
+    NaN where rounding lifts the dot product above 1 (a point exactly along the heading) and where both
+    coincide: such a point is neither ahead nor behind. NAVSIM's arccos is unguarded, and so is this
+    (pdm-scorer 5.5).
     """
     dx, dy = point[0] - ego_pose[0], point[1] - ego_pose[1]
     norm = np.sqrt(dx * dx + dy * dy)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 def kernel_input(array: Any, dtype: Any = np.float64) -> NDArray[Any]:
     """A C-contiguous, read-only view (or converted copy) of `array`.
 
-    Numba compiles one version of a kernel per argument type, and a memory-mapped (read-only) array is another type than
-    a writable one. Passing only read-only views keeps it at one version, whether a scene comes from the cache or not.
+    Numba compiles one version of a kernel per argument type, and a memory-mapped (read-only) array is
+    another type than a writable one. Passing only read-only views keeps it at one version, whether a scene
+    comes from the cache or not.
     """
     contiguous = np.ascontiguousarray(np.asarray(array), dtype=dtype)
     view = contiguous.view(np.ndarray)

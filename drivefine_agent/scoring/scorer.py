@@ -1,6 +1,7 @@
 """The one entry: proposals of a scene in, sub-scores and PDM score of NAVSIM 1.1 out.
 
-Every proposal is scored beside the reference planner alone, so its score does not depend on the rest of the batch.
+Every proposal is scored beside the reference planner alone, so its score does not depend on the rest of the
+batch.
 
 Shape letters: P proposals, S = 41 simulated states, K tracks.
 Source: pdm-scorer 3 and 4; NAVSIM v1.1, pdm_score and PDMScorer.
@@ -119,8 +120,8 @@ def score_states_v1(
     Args:
       states: (P, 41, 11) simulated states.
       surroundings: map, tracks and centreline.
-      normalise: `batch` measures progress against the best of the P proposals (PDM-Closed's choice among its own),
-        `reference` measures each proposal against the reference planner alone.
+      normalise: `batch` measures progress against the best of the P proposals (PDM-Closed's choice among its
+        own), `reference` measures each proposal against the reference planner alone.
       reference_progress_m: raw progress of the reference [m]; with `reference` only.
       reference_multiplier: NC x DAC of the reference; with `reference` only.
       ignored_tracks: (K,) tracks that never count.
@@ -164,16 +165,19 @@ def score_v1(scene: ScoringScene, poses: ArrayLike) -> SubScoresV1:
 
     Args:
       scene: the prepared scene.
-      poses: (P, 8, 3) x [m], y [m], heading [rad] at 0.5 ... 4.0 s in the ego frame of t = 0; float32 is widened.
+      poses: (P, 8, 3) x [m], y [m], heading [rad] at 0.5 ... 4.0 s in the ego frame of t = 0; float32 is
+        widened.
 
     Raises:
-      TrajectoryError: if the shape is wrong or a row is not finite, or leads to states that are not; names the row.
+      TrajectoryError: if the shape is wrong or a row is not finite, or leads to states that are not; names
+        the row.
     """
     array = np.asarray(poses)
     if array.ndim != 3 or array.shape[1:] != _POSES_SHAPE or array.dtype.kind not in "fiu":
         raise TrajectoryError(
-            f"expected numeric poses of shape (P, {NUM_POSES}, {NUM_POSE_FIELDS}), got {array.dtype} of shape "
-            f"{array.shape} for scene {scene.token!r}: resample to 0.5 s before scoring"
+            f"expected numeric poses of shape (P, {NUM_POSES}, {NUM_POSE_FIELDS}), "
+            f"got {array.dtype} of shape {array.shape} for scene {scene.token!r}: "
+            "resample to 0.5 s before scoring"
         )
     array = array.astype(np.float64)
     finite = np.isfinite(array).all(axis=(1, 2))
@@ -237,8 +241,8 @@ def _row_error(given: ArrayLike, row: int, token: str) -> str | None:
     array = np.asarray(given)
     if array.shape != _POSES_SHAPE or array.dtype.kind not in "fiu":
         return (
-            f"expected numeric poses of shape {_POSES_SHAPE}, got {array.dtype} of shape {array.shape} in row {row} "
-            f"for scene {token!r}: resample to 0.5 s before scoring"
+            f"expected numeric poses of shape {_POSES_SHAPE}, got {array.dtype} of shape {array.shape} "
+            f"in row {row} for scene {token!r}: resample to 0.5 s before scoring"
         )
     if not np.isfinite(array).all():
         return _not_finite_message(np.asarray(array)[None], 0, token, row)
@@ -256,6 +260,6 @@ def _not_finite_message(poses: FloatArray, index: int, token: str, row: int | No
 
 def _no_states_message(row: int, token: str) -> str:
     return (
-        f"poses must lie within reach of the vehicle, but following row {row} for scene {token!r} leads to states "
-        "that are not finite: check the units (metres, radians)"
+        f"poses must lie within reach of the vehicle, but following row {row} for scene {token!r} leads to "
+        "states that are not finite: check the units (metres, radians)"
     )

@@ -1,11 +1,11 @@
 """How the vehicle follows a reference: a tracking controller and a kinematic bicycle, 40 steps of 0.1 s.
 
-NAVSIM fits a velocity and a curvature profile to the reference by regularised least squares, then solves two small
-linear-quadratic problems per step. All of it has closed forms (pdm-scorer 3.3-3.5), which agree with the official
-pseudo-inverses and matrix products to about 1e-12:
+NAVSIM fits a velocity and a curvature profile to the reference by regularised least squares, then solves two
+small linear-quadratic problems per step. All of it has closed forms (pdm-scorer 3.3-3.5), which agree with
+the official pseudo-inverses and matrix products to about 1e-12:
 
-* The penalty on "jerk" is in fact one on acceleration, because of an overwritten slice. The normal matrix of the
-  velocity fit then is a constant band matrix, factorised once below.
+* The penalty on "jerk" is in fact one on acceleration, because of an overwritten slice. The normal matrix of
+  the velocity fit then is a constant band matrix, factorised once below.
 * The curvature fit is one tridiagonal system per proposal.
 * The controllers' matrix powers are sums over the look-ahead.
 
@@ -45,8 +45,8 @@ CURVATURE_STEP_PENALTY = 1.0  # 1e-2 per curvature rate, and a rate is a differe
 def velocity_fit_matrix() -> FloatArray:
     """(40, 40) matrix A of the velocity fit A v = d / 0.1, with d the displacements along the headings [m].
 
-    A = I + D'D, where D holds the first differences v[i+1] - v[i] for i = 0...36 and, last, the second difference
-    v[37] - 2 v[38] + v[39].
+    A = I + D'D, where D holds the first differences v[i+1] - v[i] for i = 0...36 and, last, the second
+    difference v[37] - 2 v[38] + v[39].
     """
     penalty = np.zeros((NUM_SIM_STEPS - 2, NUM_SIM_STEPS))
     for i in range(NUM_SIM_STEPS - 3):
@@ -56,7 +56,7 @@ def velocity_fit_matrix() -> FloatArray:
 
 
 def _band_factor(matrix: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """LDL' factors of a symmetric matrix with two bands beside the diagonal: D (n,), L's bands (n,) and (n,)."""
+    """LDL' factors of a symmetric matrix with two bands on each side: D (n,), L's bands (n,) and (n,)."""
     size = len(matrix)
     diag, near, far = np.zeros(size), np.zeros(size), np.zeros(size)
     for i in range(size):
@@ -161,7 +161,8 @@ def _commands(state, pose, velocity, curvature, t):
     heading = wrap_angle(state[2] - pose[2])
     steering = state[7]
 
-    # Roll the linearised lateral dynamics over the look-ahead: once without input, once for a unit steering rate.
+    # Roll the linearised lateral dynamics over the look-ahead: once without input, once for a unit steering
+    # rate.
     lateral_per_rate = 0.0
     heading_per_rate = 0.0
     for j in range(LOOK_AHEAD_STEPS):
@@ -178,7 +179,7 @@ def _commands(state, pose, velocity, curvature, t):
 
 @njit(cache=True, nogil=True)
 def _bicycle_step(state, accel_command, steering_rate_command, out):
-    """One Euler step of the kinematic bicycle, with first-order lags on both commands. Columns as in StateIndex."""
+    """One Euler step of the kinematic bicycle with lags on both commands; columns as in StateIndex."""
     dt = VEHICLE_INTERVAL_S
     x, y, heading, speed, accel, steering = state[0], state[1], state[2], state[3], state[5], state[7]
 

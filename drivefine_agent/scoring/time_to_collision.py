@@ -1,8 +1,9 @@
 """Time to collision within bound: would the ego, driving straight on, hit something ahead within 0.9 s?
 
-At every state the footprint is shifted along the heading by the (unsigned) speed times 0, 0.3, 0.6 and 0.9 s and
-compared with the tracks at those times. As for collisions, the first contact with a track decides about it. The test
-for "ahead" mixes the ego's present position with the track's future one; that is NAVSIM's rule, so it is ours.
+At every state the footprint is shifted along the heading by the (unsigned) speed times 0, 0.3, 0.6 and 0.9 s
+and compared with the tracks at those times. As for collisions, the first contact with a track decides about
+it. The test for "ahead" mixes the ego's present position with the track's future one; that is NAVSIM's rule,
+so it is ours.
 
 Shape letters: P proposals, S = 41 simulated states, F = 4 looks ahead, K tracks.
 Source: pdm-scorer 4.7; NAVSIM v1.1, PDMScorer.
@@ -52,7 +53,8 @@ def time_to_collision_within_bound(
     samples = (np.arange(num_states)[:, None] + steps).reshape(-1)  # (S * F,)
     if len(tracks.exists) < num_states + LOOK_AHEAD_STEPS[-1]:
         raise ValueError(
-            f"expected tracks on at least {num_states + LOOK_AHEAD_STEPS[-1]} samples, got {len(tracks.exists)}"
+            f"expected tracks on at least {num_states + LOOK_AHEAD_STEPS[-1]} samples of 0.1 s, "
+            f"got {len(tracks.exists)}"
         )
     shifted = _shifted_corners(kernel_input(states), kernel_input(points), steps)
     table = contact_table(shifted, tracks, samples)

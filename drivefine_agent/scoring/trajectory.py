@@ -1,8 +1,9 @@
 """From poses 0.5 s apart to the reference the simulated vehicle tracks: 41 global poses 0.1 s apart.
 
-NAVSIM goes through floating-point seconds and truncates to microseconds, so many of the stamps fall one microsecond
-early (1.5e-5 m at 15 m/s); the stamps here do the same. It also stores every pose by the *centre* of the vehicle and
-recovers the rear axle by subtraction, which costs about 1e-9 m at UTM magnitudes; reproduced as well.
+NAVSIM goes through floating-point seconds and truncates to microseconds, so many of the stamps fall one
+microsecond early (1.5e-5 m at 15 m/s); the stamps here do the same. It also stores every pose by the
+*centre* of the vehicle and recovers the rear axle by subtraction, which costs about 1e-9 m at UTM
+magnitudes; reproduced as well.
 
 Shape letters: P proposals, N poses of a proposal, S = 41 samples.
 
@@ -31,7 +32,7 @@ _MICROSECONDS_PER_SIM_STEP = 100_000
 
 
 def pose_stamps_us(timestamp_us: int, num_poses: int) -> NDArray[np.int64]:
-    """(N,) stamps of a prediction's poses [us]: `timestamp_us` + 0.5 s, + 1.0 s, ... or one microsecond less."""
+    """(N,) stamps of a prediction's poses [us]: `timestamp_us` + 0.5 s, + 1.0 s, ... or 1 us less."""
     times_s = np.arange(num_poses) * POSE_INTERVAL_S + POSE_INTERVAL_S + timestamp_us * 1e-6
     return (times_s * 1e6).astype(np.int64)
 
@@ -43,7 +44,7 @@ def sample_stamps_us(timestamp_us: int) -> NDArray[np.int64]:
 
 
 def rear_axle_round_trip(poses: FloatArray) -> FloatArray:
-    """Poses (..., 3) after the way to the vehicle's centre and back, with the rounding that costs (pdm-scorer 2.1)."""
+    """Poses (..., 3) after the way to the vehicle's centre and back, rounding included (pdm-scorer 2.1)."""
     flat = kernel_input(poses).reshape(-1, 3)
     return _round_trip(flat).reshape(np.shape(poses))
 
@@ -54,8 +55,8 @@ def proposals_to_reference(initial_state: FloatArray, timestamp_us: int, poses: 
     Args:
       initial_state: (11,) or (3,) ego at t = 0, global frame; only the pose is used.
       timestamp_us: stamp of t = 0.
-      poses: (P, N, 3) at 0.5 s, 1.0 s, ... in the ego frame of t = 0. Shorter than 4 s: the last pose is held; longer:
-        the rest is cut.
+      poses: (P, N, 3) at 0.5 s, 1.0 s, ... in the ego frame of t = 0. Shorter than 4 s: the last pose is
+        held; longer: the rest is cut.
 
     Returns:
       (P, 41, 3) x, y [m], heading [rad] in [-pi, pi), global frame; sample 0 is the true ego pose.
@@ -107,7 +108,7 @@ def _round_trip(poses):
 
 @njit(cache=True, nogil=True)
 def _lift(origin, local):
-    """(P, N + 1, 3) global knots: the origin, then the poses carried over by the matrix product, round-tripped."""
+    """(P, N + 1, 3) global knots: the origin, then the poses carried over, round-tripped."""
     num_proposals, num_poses, _ = local.shape
     cos_o = math.cos(origin[2])
     sin_o = math.sin(origin[2])
