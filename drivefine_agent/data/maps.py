@@ -375,7 +375,7 @@ def _lanes(tables: Mapping[str, _Table], path: Path) -> tuple[Objects[LaneRecord
     limits = _speed_limits(lanes, path)
     indices = _column(lanes, "lane_index", path)
     for row, lane_id in enumerate(lanes.ids):
-        fault = _baseline_fault(lane_lines.get(lane_id, ()))
+        fault = _baseline_fault(lane_lines.get(lane_id, []))
         if fault or groups[row] is None:
             lane_faults[lane_id] = fault or "it has no 'lane_group_fid'"
             continue
@@ -396,8 +396,8 @@ def _lanes(tables: Mapping[str, _Table], path: Path) -> tuple[Objects[LaneRecord
     limits = _speed_limits(connectors, path)
     stop_lines = _column(connectors, "traffic_light_stop_line_fids", path)
     for row, connector_id in enumerate(connectors.ids):
-        polygons = connector_polygons.get(connector_id, ())
-        fault = _baseline_fault(connector_lines.get(connector_id, ()))
+        polygons = connector_polygons.get(connector_id, [])
+        fault = _baseline_fault(connector_lines.get(connector_id, []))
         if not fault and len(polygons) != 1:
             fault = f"it has {len(polygons)} rows in {_CONNECTOR_POLYGONS!r} instead of one"
         if fault or groups[row] is None:
@@ -433,8 +433,7 @@ def _lane_record(lane_id: str, line: shapely.LineString, **fields: Any) -> LaneR
     )
 
 
-def _baseline_fault(lines: Iterable[Any]) -> str | None:
-    lines = list(lines)
+def _baseline_fault(lines: list[Any]) -> str | None:
     if len(lines) != 1:
         return f"it has {len(lines)} rows in {_BASELINES!r} instead of one"
     if lines[0].geom_type != "LineString" or not lines[0].length > 0.0:

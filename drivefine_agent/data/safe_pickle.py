@@ -43,6 +43,7 @@ class _Guard:
     """A callable that a pickle may call, but whose attributes it cannot set."""
 
     __slots__ = ("_function",)
+    _function: Callable[..., Any]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         object.__setattr__(self, "_function", function)
