@@ -79,6 +79,11 @@ class ScoringScene:
     """(M,) map ids."""
     track_tokens: tuple[str, ...] = ()
     """(K,)."""
+    track_poses: FloatArray | None = None
+    """(T, K, 3) centre x, y, heading of the boxes; zeros where absent. What the cache stores instead of corners; None
+    in scenes made by hand, which cannot be cached."""
+    track_sizes: FloatArray | None = None
+    """(K, 2) length, width of the boxes [m]."""
 
 
 @dataclass(frozen=True)
