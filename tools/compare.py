@@ -14,10 +14,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DriveFineError
 from drivefine_agent.evaluation.bootstrap import NUM_RESAMPLES
 from drivefine_agent.evaluation.comparison import compare, format_comparison
-from drivefine_agent.evaluation.files import write_atomically
 from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
 
 
@@ -73,9 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{arguments.resamples} paired resamples of the scenes valid for both agents; * excludes zero.")
     if arguments.json is not None:
         rows = [asdict(summary) for summary in summaries]
-        write_atomically(
-            arguments.json, json.dumps({"base": base, "metric": arguments.metric, "agents": rows}, indent=1)
-        )
+        content = {"base": base, "metric": arguments.metric, "agents": rows}
+        write_bytes(arguments.json, json.dumps(content, indent=1).encode())
         print(f"numbers: {arguments.json}")
 
 

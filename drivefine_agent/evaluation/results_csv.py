@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
-from drivefine_agent.evaluation.files import write_atomically
 from drivefine_agent.scoring.types import SubScoresV1
 
 METRICS_V1 = (
@@ -84,7 +84,7 @@ def format_csv(table: pd.DataFrame) -> str:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write NAVSIM's CSV (atomically)."""
-    write_atomically(path, format_csv(table))
+    write_bytes(path, format_csv(table).encode())
 
 
 def read_csv(path: Path) -> pd.DataFrame:

@@ -1,0 +1,173 @@
+"""What happened to one scene, and the file that keeps it so that an evaluation can go on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
+from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.errors import DataError
+from drivefine_agent.evaluation.results_csv import METRICS_V1, result_table
+from drivefine_agent.scoring.types import FloatArray, SubScoresV1
+
+FINAL = "final"
+"""Trajectory id of the trajectory that counts."""
+GENERATED = "generated"
+"""Trajectory id of what a refining planner had before refinement."""
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """One trajectory of a scene and what it scored."""
+
+    poses: tuple[float, ...] | None
+    """24 floats, row-major (8, 3); None where the planner gave none."""
+    scores: dict[str, float] | None
+    """By metric name; None where scoring failed."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SceneOutcome:
+    """All trajectories of a scene, by trajectory id."""
+
+    token: str
+    stages: dict[str, StageOutcome] = field(default_factory=dict)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether every trajectory was planned and scored."""
+        return all(stage.error is None for stage in self.stages.values())
+
+
+def failed_scene(token: str, stage_names: Iterable[str], error: str) -> SceneOutcome:
+    """A scene of which nothing could be planned or scored, for one reason."""
+    return SceneOutcome(token, {name: StageOutcome(None, None, error) for name in stage_names})
+
+
+def configuration_hash(configuration: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that change with anything in a (JSON-like) configuration."""
+    text = json.dumps(configuration, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_identities(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and time of change of files, and of all files in folders, by path: differs when one is replaced.
+
+    Raises:
+      DataError: if a path does not exist.
+    """
+    identities = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"no such file or folder: {path}")
+        files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+        for file in files:
+            status = file.stat()
+            identities[str(file)] = [status.st_size, status.st_mtime_ns]
+    return identities
+
+
+class OutcomeLog:
+    """Outcomes appended to a JSON-lines file; its name carries the hash of the configuration they belong to.
+
+    Lines are flushed to disk before the next batch starts. A line cut off by a crash is dropped on opening;
+    anything else that cannot be read is an error.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        """Opens or creates the log; `outcomes` then holds what is already there."""
+        self.path = folder / f"outcomes-{digest}.jsonl"
+        self.outcomes: dict[str, SceneOutcome] = {}
+        if self.path.exists():
+            self._read()
+
+    def append(self, outcomes: Sequence[SceneOutcome]) -> None:
+        """Keep outcomes; a scene that is already there is replaced."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            for outcome in outcomes:
+                stream.write(json.dumps(asdict(outcome), allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.outcomes.update({outcome.token: outcome for outcome in outcomes})
+
+    def _read(self) -> None:
+        text = self.path.read_bytes()
+        whole, _, rest = text.rpartition(b"\n")
+        if rest:  # the process died while writing this line
+            write_bytes(self.path, whole + b"\n" if whole else b"")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                stages = {
+                    name: StageOutcome(
+                        None if stage["poses"] is None else tuple(stage["poses"]),
+                        stage["scores"],
+                        stage["error"],
+                    )
+                    for name, stage in record["stages"].items()
+                }
+                self.outcomes[record["token"]] = SceneOutcome(record["token"], stages)
+            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f"line {number} of {self.path} is no outcome of an evaluation ({error}): delete the file "
+                    "to evaluate from the start"
+                ) from error
+
+
+def stage_table(outcomes: Sequence[SceneOutcome], stage: str) -> pd.DataFrame:
+    """The result table (`results_csv`) of one trajectory id."""
+    values = {name: np.full(len(outcomes), np.nan) for name in METRICS_V1}
+    for row, outcome in enumerate(outcomes):
+        scores = outcome.stages[stage].scores
+        if scores is not None:
+            for name in METRICS_V1:
+                values[name][row] = scores[name]
+    is_valid = [outcome.stages[stage].error is None for outcome in outcomes]
+    return result_table([outcome.token for outcome in outcomes], SubScoresV1(**values), is_valid)
+
+
+def predictions_table(outcomes: Sequence[SceneOutcome]) -> pd.DataFrame:
+    """Trajectories as tools/score_trajectories.py reads them: token, trajectory_id, poses (24 floats)."""
+    rows = [
+        {"token": outcome.token, "trajectory_id": name, "poses": list(stage.poses)}
+        for outcome in outcomes
+        for name, stage in outcome.stages.items()
+        if stage.poses is not None
+    ]
+    return pd.DataFrame(rows, columns=["token", "trajectory_id", "poses"])
+
+
+def read_predictions(path: Path) -> dict[str, dict[str, FloatArray]]:
+    """Trajectories (8, 3) by trajectory id, then scene token, of a predictions Parquet file.
+
+    Raises:
+      DataError: if the file is missing, is no such Parquet file, or a row does not hold 24 numbers.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"predictions must exist, got {path}: run tools/evaluate.py first or correct the path"
+        )
+    try:
+        table = pd.read_parquet(path, columns=["token", "trajectory_id", "poses"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is no Parquet file with token, trajectory_id, poses: {error}") from error
+    found: dict[str, dict[str, FloatArray]] = {}
+    for token, name, poses in zip(table["token"], table["trajectory_id"], table["poses"], strict=True):
+        array = np.asarray(poses, dtype=np.float64)
+        if array.shape != (NUM_POSES * NUM_POSE_FIELDS,):
+            raise DataError(
+                f"expected 24 numbers as poses, got shape {array.shape} for token {token!r} in {path}"
+            )
+        found.setdefault(str(name), {})[str(token)] = array.reshape(NUM_POSES, NUM_POSE_FIELDS)
+    return found
