@@ -1,0 +1,125 @@
+"""Masked-diffusion decoding: from all slots masked to a complete answer in a few parallel steps.
+
+Knows nothing of images, prompts or rewards: it drives any function from partially masked answers to logits.
+Shapes: B scenes, N samples per scene, L slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from drivefine_agent.actions import MASKED
+from drivefine_agent.answer import AnswerLogits
+from drivefine_agent.constants import ANSWER_LENGTH
+from drivefine_agent.diffusion.schedule import PAPER_SHIFT_ALPHA, SCHEDULES, ScheduleName, unmask_quotas
+
+OrderName = Literal["confidence", "random"]
+ORDERS: tuple[str, ...] = get_args(OrderName)
+
+AnswerModel = Callable[[Tensor], AnswerLogits]
+"""(B, N, L) action ids, some `MASKED` -> logits with leading axes (B, N)."""
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How to decode. The defaults are the paper's: 12 steps, raised cosine, most confident first, one refinement."""
+
+    num_steps: int = 12
+    """Denoising steps, 1 .. 24."""
+    schedule: ScheduleName = "cosine"
+    """How many slots are committed when."""
+    shift_alpha: float = PAPER_SHIFT_ALPHA
+    """Of the `shift` schedule."""
+    order: OrderName = "confidence"
+    """Which slots are committed first: the most probable candidates, or random ones."""
+    temperature: float = 0.0
+    """Of the generation expert's candidates; 0 takes the most likely."""
+    num_samples: int = 1
+    """Answers per scene, all decoded in the same calls over one shared prompt."""
+    refine: bool = True
+    """Whether to re-predict all slots with the refinement expert, where the model has one."""
+    refine_temperature: float = 0.0
+    """Of the refinement expert; 0 takes the most likely action in every slot."""
+
+    def __post_init__(self) -> None:
+        unmask_quotas(ANSWER_LENGTH, self.num_steps, self.schedule, self.shift_alpha)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if self.order not in ORDERS:
+            raise ValueError(f"unknown order {self.order!r}: choose one of {', '.join(ORDERS)}")
+        if self.temperature < 0.0 or self.refine_temperature < 0.0:
+            raise ValueError(
+                f"temperatures must not be negative, got {self.temperature} and {self.refine_temperature}"
+            )
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.num_samples > 1 and self.temperature == 0.0 and self.order == "confidence":
+            raise ValueError(
+                f"num_samples={self.num_samples} at temperature 0 would be copies of one answer: raise temperature"
+            )
+
+    @property
+    def quotas(self) -> tuple[int, ...]:
+        """Slots to commit per denoising step."""
+        return unmask_quotas(ANSWER_LENGTH, self.num_steps, self.schedule, self.shift_alpha)
+
+
+class DenoisingTrace(NamedTuple):
+    """Complete answers and how they came about."""
+
+    actions: Tensor
+    """(B, N, L) action ids, none masked."""
+    step_map: Tensor
+    """(B, N, L) denoising step, 0-based, in which each slot was committed."""
+    log_probs: Tensor
+    """(B, N, L) float32 log-probability (temperature 1) of each slot's action when it was committed."""
+
+    def state_before(self, denoise_step: int) -> Tensor:
+        """(B, N, L) the partially masked answers at the start of a step."""
+        return torch.where(self.step_map < denoise_step, self.actions, MASKED)
+
+
+def decode(
+    model: AnswerModel,
+    batch_size: int,
+    options: DecodingOptions,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+) -> DenoisingTrace:
+    """Fills in `num_samples` answers for each of `batch_size` scenes.
+
+    In each step every masked slot draws a candidate; the step's quota of candidates is committed, the others are
+    discarded. What is committed never changes again.
+
+    Args:
+      model: partially masked answers -> logits; called once per step.
+      batch_size: B.
+      options: what to do.
+      device: where the answers live.
+      generator: of that device, for temperature > 0 or random order.
+    """
+    shape = (batch_size, options.num_samples, ANSWER_LENGTH)
+    actions = torch.full(shape, MASKED, dtype=torch.long, device=device)
+    step_map = torch.full(shape, MASKED, dtype=torch.long, device=device)
+    log_probs = torch.zeros(shape, dtype=torch.float32, device=device)
+    for denoise_step, quota in enumerate(options.quotas):
+        logits = model(actions)
+        candidates = logits.sample(options.temperature, generator)
+        candidate_log_probs = logits.log_probs(candidates)
+        if options.order == "confidence":
+            priority = candidate_log_probs
+        else:
+            priority = torch.rand(shape, generator=generator, device=device)
+        priority = priority.masked_fill(actions != MASKED, -torch.inf)
+        # A stable sort breaks ties by slot, so that equal confidences decode the same everywhere.
+        chosen = priority.sort(dim=-1, descending=True, stable=True).indices[..., :quota]
+        is_chosen = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(-1, chosen, True)
+        actions = torch.where(is_chosen, candidates, actions)
+        step_map = step_map.masked_fill(is_chosen, denoise_step)
+        log_probs = torch.where(is_chosen, candidate_log_probs.float(), log_probs)
+    return DenoisingTrace(actions, step_map, log_probs)

@@ -1,0 +1,315 @@
+"""DriveFine: vision tower, projector, block-MoE language model, action heads; prompt cache and answers.
+
+Use, for scenes with equal prompts but for their content:
+
+    context = model.encode_context(tiles, context_ids)                          # once per scene
+    prompt = model.append_instruction(context, predict_ids)                     # once per task
+    logits = model.answer_logits(prompt, actions)                               # per denoising step; (B, R, 24) ids
+    prompt = model.append_instruction(context, refine_ids, expert="refinement")
+    logits = model.answer_logits(prompt, actions)
+
+`forward` is the same in one call, for training under data-parallel wrappers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from drivefine_agent.answer import AnswerLogits
+from drivefine_agent.model.backbone.block import RMSNorm
+from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
+from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
+from drivefine_agent.model.config import DriveFineConfig, Expert
+from drivefine_agent.model.heads import ActionTable, Embeddings, Heads
+from drivefine_agent.model.initialisation import ordinal_rows
+from drivefine_agent.model.vision import VisionEncoder, VisualProjector
+
+IMAGE_PLACEHOLDER = -200
+"""In context ids: the image's tokens go here. Not a row of any table. The value is LLaVA's."""
+
+
+class DriveFineModel(PreTrainedModel):
+    """See the module's doc-string. Shapes: B scenes, R answer rows per scene, L slots (24), D width."""
+
+    config_class = DriveFineConfig
+    config: DriveFineConfig
+    base_model_prefix = ""
+    main_input_name = "tiles"
+    _no_split_modules = ["Block", "SiglipEncoderLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: DriveFineConfig) -> None:
+        super().__init__(config)
+        self.vision = VisionEncoder(config)
+        self.projector = VisualProjector(config)
+        self.embeddings = Embeddings(config)
+        self.backbone = BlockMoE(config.text_config, config.n_refine)
+        self.heads = Heads(config)
+        self.post_init()
+        self.backbone.copy_generation_to_refinement()
+
+    # ------------------------------------------------------------------------------------------------ inference
+
+    def encode_images(self, tiles: Tensor) -> Tensor:
+        """(B, num_visual_tokens, D) visual tokens of (B, T, S, S, 3) uint8 tiles; reusable while vision is frozen."""
+        expected = (self.config.tiles.num_tiles, self.config.tiles.size_px, self.config.tiles.size_px, 3)
+        if tiles.ndim != 5 or tuple(tiles.shape[1:]) != expected or tiles.dtype != torch.uint8:
+            raise ValueError(
+                f"expected tiles (B, {expected}) of uint8, got {tuple(tiles.shape)} of {tiles.dtype}"
+            )
+        return self.projector(self.vision(tiles))
+
+    def embed_context(self, context_ids: Tensor, visual: Tensor | None) -> Tensor:
+        """(B, P0, D) embeddings of context ids with the visual tokens in the placeholder's place.
+
+        Raises:
+          ValueError: unless every row has the placeholder in the same single column (or none, without an image).
+        """
+        is_image = context_ids == IMAGE_PLACEHOLDER
+        columns = is_image.any(dim=0).nonzero().flatten().tolist()
+        if visual is None:
+            if columns:
+                raise ValueError("the context holds an image placeholder, but no image was given")
+            return self.embeddings(context_ids)
+        if len(columns) != 1 or not bool(is_image[:, columns[0]].all()):
+            raise ValueError(
+                f"every context must hold one image placeholder ({IMAGE_PLACEHOLDER}) in the same column, "
+                f"got columns {columns}"
+            )
+        embedded = self.embeddings(context_ids.masked_fill(is_image, 0))
+        column = columns[0]
+        return torch.cat([embedded[:, :column], visual.to(embedded.dtype), embedded[:, column + 1 :]], dim=1)
+
+    def encode_context(
+        self,
+        tiles: Tensor | None,
+        context_ids: Tensor,
+        context_lengths: Tensor | None = None,
+        visual: Tensor | None = None,
+    ) -> ContextCache:
+        """Image, system turn, history and command through the shared blocks.
+
+        Args:
+          tiles: (B, T, S, S, 3) uint8 image tiles; None with `visual`, or for a context without an image.
+          context_ids: (B, C) token ids, right-padded where they differ in length, with one image placeholder.
+          context_lengths: (B,) lengths in ids; None: nothing is padded, and no attention mask is used.
+          visual: (B, num_visual_tokens, D) from `encode_images`, in place of `tiles`.
+        """
+        if visual is None and tiles is not None:
+            visual = self.encode_images(tiles)
+        lengths = context_lengths
+        if lengths is not None and visual is not None:
+            lengths = lengths + visual.shape[1] - 1
+        return self.backbone.encode_context(self.embed_context(context_ids, visual), lengths)
+
+    def append_instruction(
+        self, context: ContextCache, instruction_ids: Tensor, expert: Expert = "generation"
+    ) -> PromptCache:
+        """Completes the prompt for one task.
+
+        Args:
+          context: from `encode_context`; used by both tasks.
+          instruction_ids: (P1,) or (B, P1) token ids of the instruction and the reply's header.
+          expert: whose answers will follow.
+        """
+        embedded = self.embeddings(instruction_ids)
+        if embedded.ndim == 2:
+            embedded = embedded.expand(context.hidden.shape[0], -1, -1)
+        return self.backbone.append_instruction(context, embedded, expert)
+
+    def prefill(
+        self,
+        tiles: Tensor | None,
+        context_ids: Tensor,
+        instruction_ids: Tensor,
+        expert: Expert = "generation",
+        context_lengths: Tensor | None = None,
+        visual: Tensor | None = None,
+    ) -> PromptCache:
+        """`encode_context` and `append_instruction`. For the refinement expert all of it but its own blocks is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and expert != "refinement"):
+            context = self.encode_context(tiles, context_ids, context_lengths, visual)
+        return self.append_instruction(context, instruction_ids, expert)
+
+    def answer_logits(
+        self, prompt: PromptCache, actions: Tensor, scored_row: Tensor | None = None
+    ) -> AnswerLogits:
+        """Logits of answer rows over a cached prompt.
+
+        Args:
+          prompt: from `append_instruction` or `prefill`; its expert answers.
+          actions: (B, R, L) action ids, `MASKED` where the slot holds the mask token.
+          scored_row: (B, N, L) optional: R = N J rows are N answers of J rows each, and slot l of answer n is only
+            wanted from its row `scored_row[b, n, l]` in 0 .. J - 1. Saves the head on the others.
+
+        Returns:
+          Logits with leading axes (B, R), or (B, N) with `scored_row`.
+        """
+        return self.logits_of(self.answer_hidden(prompt, actions, scored_row), prompt.expert)
+
+    def answer_hidden(self, prompt: PromptCache, actions: Tensor, scored_row: Tensor | None = None) -> Tensor:
+        """(B, R, L, D) normed hidden states of answer rows, (B, N, L, D) with `scored_row`; see `answer_logits`."""
+        if actions.ndim != 3 or actions.shape[0] != prompt.batch_size:
+            raise ValueError(
+                f"expected actions (B, R, L) with B = {prompt.batch_size} cached prompts, got {tuple(actions.shape)}"
+            )
+        is_refinement = prompt.expert == "refinement"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_refinement):
+            embedded = self.embeddings(self.embeddings.token_ids_of(actions))
+        hidden = self.backbone.answer(prompt, embedded)
+        if scored_row is None:
+            return hidden
+        by_answer = hidden.unflatten(1, (scored_row.shape[1], -1))  # (B, N, J, L, D)
+        index = scored_row[:, :, None, :, None].expand(-1, -1, 1, -1, hidden.shape[-1])
+        return by_answer.gather(2, index).squeeze(2)
+
+    def logits_of(self, hidden: Tensor, expert: Expert = "generation") -> AnswerLogits:
+        """Logits of hidden states (..., L, D); the heads are frozen for the refinement expert."""
+        return self.heads(hidden, frozen=expert == "refinement")
+
+    def forward(
+        self,
+        tiles: Tensor | None,
+        context_ids: Tensor,
+        instruction_ids: Tensor,
+        actions: Tensor,
+        expert: Expert = "generation",
+        context_lengths: Tensor | None = None,
+        visual: Tensor | None = None,
+        scored_row: Tensor | None = None,
+    ) -> AnswerLogits:
+        """Prompt and answer rows in one call; arguments as in `prefill` and `answer_logits`."""
+        prompt = self.prefill(tiles, context_ids, instruction_ids, expert, context_lengths, visual)
+        return self.answer_logits(prompt, actions, scored_row)
+
+    def one_pass_logits(
+        self,
+        tiles: Tensor | None,
+        context_ids: Tensor,
+        instruction_ids: Tensor,
+        actions: Tensor,
+        expert: Expert = "generation",
+        context_lengths: Tensor | None = None,
+    ) -> AnswerLogits:
+        """The same as `forward` in one sequence with one explicit mask, nothing cached and nothing isolated.
+
+        The yardstick of the cache, in tests and in the benchmark of cached against uncached decoding.
+        """
+        visual = None if tiles is None else self.encode_images(tiles)
+        context = self.embed_context(context_ids, visual)
+        batch_size, num_rows, length = actions.shape
+        instruction = self.embeddings(instruction_ids)
+        instruction = instruction.expand(batch_size, *instruction.shape[-2:])
+        rows = self.embeddings(self.embeddings.token_ids_of(actions)).flatten(1, 2)
+        device = context.device
+        num_context, num_instruction = context.shape[1], instruction.shape[1]
+        lengths = torch.full((batch_size, 1), num_context, device=device)
+        if context_lengths is not None:
+            lengths = context_lengths[:, None] + num_context - context_ids.shape[1]
+        context_positions = torch.arange(num_context, device=device)[None]
+        instruction_positions = lengths + torch.arange(num_instruction, device=device)
+        row_positions = lengths + num_instruction + torch.arange(length, device=device).repeat(num_rows)
+        positions = torch.cat(
+            [context_positions.expand(batch_size, -1), instruction_positions, row_positions], dim=1
+        )
+        segments = torch.cat(
+            [
+                torch.where(context_positions < lengths, 0, -1),
+                torch.ones_like(instruction_positions),
+                torch.full_like(row_positions, 2),
+            ],
+            dim=1,
+        )
+        row_numbers = torch.zeros_like(segments)
+        row_numbers[:, -num_rows * length :] = torch.arange(num_rows, device=device).repeat_interleave(length)
+        hidden = self.backbone.one_pass(
+            torch.cat([context, instruction, rows], dim=1),
+            positions,
+            segment_mask(segments, row_numbers),
+            expert,
+        )
+        return self.heads(hidden[:, -num_rows * length :].unflatten(1, (num_rows, length)))
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """Trainable parameters of one part of the model, for optimiser groups; the parts are disjoint and complete.
+
+        Args:
+          part: `vision` (tower), `projector`, `language` (text embeddings and head, shared and generation blocks, norm),
+            `action` (both action tables), `refinement` (the refinement expert's blocks).
+
+        Raises:
+          ValueError: for an unknown part.
+        """
+        prefixes = {
+            "vision": ("vision.",),
+            "projector": ("projector.",),
+            "language": ("embeddings.embed_tokens.", "backbone.layers.", "backbone.norm.", "heads.lm_head."),
+            "action": ("embeddings.action_embed.", "heads.action_head."),
+            "refinement": ("backbone.refine_layers.",),
+        }
+        if part not in prefixes:
+            raise ValueError(f"unknown part {part!r}: choose one of {', '.join(prefixes)}")
+        return [
+            p for name, p in self.named_parameters() if name.startswith(prefixes[part]) and p.requires_grad
+        ]
+
+    def checkpoint_blocks(self, enabled: bool = True) -> None:
+        """Recomputes the language model's blocks in the backward pass instead of keeping their activations."""
+        self.backbone.checkpoint_blocks = enabled
+
+    def initialise_action_rows(
+        self, reference_ids: list[int] | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """(Re)sets both action tables ordinally around existing rows, each with its own mean and spread.
+
+        Args:
+          reference_ids: base rows whose mean the action rows start from, e.g. those of the digits, dot and minus;
+            None: all rows.
+          generator: of the random mixing.
+        """
+        for table, base in (
+            (self.embeddings.action_embed, self.embeddings.embed_tokens.weight),
+            (self.heads.action_head, self.heads.lm_head.weight),
+        ):
+            reference = base.detach() if reference_ids is None else base.detach()[reference_ids]
+            std = self.config.action_embedding_std or float(base.detach().float().std())
+            rows = ordinal_rows(table.spec, reference.float().mean(dim=0), std, generator)
+            with torch.no_grad():
+                table.weight.copy_(rows)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.text_config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, ActionTable):
+            if module.weight.device.type != "meta":
+                rows = ordinal_rows(
+                    module.spec, torch.zeros(module.weight.shape[1]), self.config.action_embedding_std or std
+                )
+                init.copy_(module.weight, rows)
+        elif isinstance(module, VisualProjector):
+            for vector in (module.newline, module.positions):
+                if vector is not None:
+                    init.normal_(vector, mean=0.0, std=std)
+
+
+def count_parameters(model: nn.Module) -> dict[str, Any]:
+    """Number of parameters by top-level part, and of the refinement expert alone."""
+    counts: dict[str, Any] = {
+        name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
+    }
+    counts["refinement"] = sum(p.numel() for n, p in model.named_parameters() if "refine_layers" in n)
+    counts["total"] = sum(p.numel() for p in model.parameters())
+    return counts

@@ -1,0 +1,102 @@
+"""Prompt text <-> token ids: one class over any `tokenizer.json`, LLaDA's or the small one in this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from drivefine_agent.errors import DataError
+
+TINY_TOKENIZER_FILE = Path(__file__).with_name("tiny_tokenizer.json")
+TOKENIZER_FILE_NAME = "tokenizer.json"
+
+START_OF_TEXT = "<|startoftext|>"
+END_OF_TEXT = "<|endoftext|>"
+MASK = "<|mdm_mask|>"
+START_HEADER = "<|start_header_id|>"
+END_HEADER = "<|end_header_id|>"
+END_OF_TURN = "<|eot_id|>"
+SPECIAL_TOKENS = (START_OF_TEXT, END_OF_TEXT, MASK, START_HEADER, END_HEADER, END_OF_TURN)
+"""Names as in LLaDA's vocabulary; in the small tokenizer these are ids 0 to 5."""
+
+
+class TextTokenizer:
+    """Encodes prompt text; special tokens are written in the text by name."""
+
+    def __init__(self, tokenizer: Tokenizer, source: str = "memory") -> None:
+        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise DataError(
+                f"a text tokenizer must know {', '.join(SPECIAL_TOKENS)}; {source} lacks {', '.join(missing)}"
+            )
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> TextTokenizer:
+        """Reads a `tokenizer.json`, or the one in a checkpoint folder.
+
+        Raises:
+          DataError: if the file is missing or lacks the special tokens.
+        """
+        path = Path(path)
+        file = path / TOKENIZER_FILE_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise DataError(f"no text tokenizer at {file}: point to a checkpoint folder or a tokenizer.json")
+        return cls(Tokenizer.from_file(str(file)), source=str(file))
+
+    @classmethod
+    def tiny(cls) -> TextTokenizer:
+        """The 512-token byte-level BPE that ships with the package."""
+        return cls.from_file(TINY_TOKENIZER_FILE)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a `tokenizer.json`; into the folder if `path` is one."""
+        path = Path(path)
+        self._tokenizer.save(str(path / TOKENIZER_FILE_NAME if path.is_dir() else path))
+
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; nothing is added at either end."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of token ids, special tokens by name."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def id_of(self, token: str) -> int:
+        """Id of one token by its name.
+
+        Raises:
+          KeyError: if it is not in the vocabulary.
+        """
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise KeyError(f"token {token!r} is not in the vocabulary")
+        return int(token_id)
+
+
+def train_text_tokenizer(
+    texts: Iterable[str], vocab_size: int = 512, whole_tokens: Iterable[str] = ()
+) -> TextTokenizer:
+    """A byte-level BPE tokenizer fitted to texts: any string can be encoded.
+
+    Args:
+      texts: what it will be used on.
+      vocab_size: special and whole tokens and all 256 bytes included.
+      whole_tokens: strings that become one token each, after the special ones.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *whole_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return TextTokenizer(tokenizer)

@@ -1,0 +1,204 @@
+"""From observations to trajectories: the one path that the agent, evaluation and reinforcement learning share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drivefine_agent.data.types import Observation
+from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace, decode
+from drivefine_agent.errors import DataError
+from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.drivefine_model import DriveFineModel
+from drivefine_agent.model.text_tokenizer import TextTokenizer
+from drivefine_agent.model.tiles import tile_image
+from drivefine_agent.prompt import PromptBuilder, pad_contexts
+from drivefine_agent.tokenizer import ActionTokenizer
+
+
+class PlanTokens(NamedTuple):
+    """A batch of plans as action ids, on the model's device. B scenes, N samples, L slots."""
+
+    trace: DenoisingTrace
+    """What the generation expert did."""
+    refined_actions: Tensor | None
+    """(B, N, L) answers of the refinement expert; None where it did not run."""
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """A batch of plans. B scenes, N samples per scene."""
+
+    generated: NDArray[np.float64]
+    """(B, N, 8, 3) x [m], y [m], heading [rad], ego frame, 0.5 s apart: the generation expert's trajectories."""
+    refined: NDArray[np.float64] | None
+    """(B, N, 8, 3) after the refinement expert; None where it did not run (no such expert, or switched off)."""
+    generated_actions: NDArray[np.int64]
+    """(B, N, 24) action ids."""
+    refined_actions: NDArray[np.int64] | None
+    """(B, N, 24) action ids, or None."""
+    step_map: NDArray[np.int64]
+    """(B, N, 24) denoising step in which each slot was committed."""
+    generated_log_probs: NDArray[np.float32]
+    """(B, N, 24) log-probability of each slot's action when it was committed."""
+    num_clipped_inputs: NDArray[np.int64]
+    """(B,) numbers of the prompt that lay outside the action tables."""
+
+    @property
+    def final(self) -> NDArray[np.float64]:
+        """(B, N, 8, 3) what should be driven: the refined trajectories where there are any."""
+        return self.generated if self.refined is None else self.refined
+
+
+def plan_tokens(
+    model: DriveFineModel,
+    tiles: Tensor | None,
+    context_ids: Tensor,
+    predict_ids: Tensor,
+    refine_ids: Tensor,
+    options: DecodingOptions,
+    context_lengths: Tensor | None = None,
+    visual: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> PlanTokens:
+    """Decodes a batch of prompts, then refines, without gradients. All samples of a scene share its prompt.
+
+    Args:
+      model: in any mode; there is no dropout.
+      tiles: (B, T, S, S, 3) uint8, or None with `visual`.
+      context_ids: (B, C) right-padded token ids.
+      predict_ids: (P1,) instruction of the generation expert.
+      refine_ids: (P1',) instruction of the refinement expert.
+      options: how to decode.
+      context_lengths: (B,), None when nothing is padded.
+      visual: (B, V, D) visual tokens from `model.encode_images`.
+      generator: on the model's device, for temperature > 0.
+    """
+    with torch.no_grad():
+        context = model.encode_context(tiles, context_ids, context_lengths, visual)
+        prompt = model.append_instruction(context, predict_ids)
+        trace = decode(
+            lambda actions: model.answer_logits(prompt, actions),
+            len(context_ids),
+            options,
+            context_ids.device,
+            generator,
+        )
+        if not options.refine or model.config.n_refine == 0:
+            return PlanTokens(trace, None)
+        prompt = model.append_instruction(context, refine_ids, expert="refinement")
+        refined = model.answer_logits(prompt, trace.actions).sample(options.refine_temperature, generator)
+    return PlanTokens(trace, refined)
+
+
+class Planner:
+    """A model with its tokenizers, prompt format and decoding options."""
+
+    def __init__(
+        self,
+        model: DriveFineModel,
+        text_tokenizer: TextTokenizer,
+        options: DecodingOptions | None = None,
+    ) -> None:
+        if len(text_tokenizer) > model.config.base_vocab_size:
+            raise ValueError(
+                f"the text tokenizer has {len(text_tokenizer)} tokens, the model's base vocabulary only "
+                f"{model.config.base_vocab_size} rows: they do not belong together"
+            )
+        self.model = model
+        self.text_tokenizer = text_tokenizer
+        self.options = options or DecodingOptions()
+        self.prompts = PromptBuilder(model.config, text_tokenizer)
+        self.action_tokenizer = ActionTokenizer(model.config.action_spec)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        options: DecodingOptions | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Planner:
+        """Loads what `save_pretrained` wrote.
+
+        Raises:
+          DataError: if the folder has no configuration or tokenizer.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise DataError(
+                f"no DriveFine checkpoint at {folder} (config.json is missing): give a folder that training wrote"
+            )
+        tokenizer = TextTokenizer.from_file(folder)
+        model = DriveFineModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return cls(model.to(device).eval(), tokenizer, options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes configuration, weights (safetensors) and text tokenizer into a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder)
+        self.text_tokenizer.save(folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def plan(
+        self,
+        observations: Sequence[Observation],
+        options: DecodingOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> PlanResult:
+        """Trajectories for a batch of observations.
+
+        Args:
+          observations: B of them, at least one.
+          options: in place of the planner's own.
+          generator: on the model's device, for temperature > 0; None: torch's global one.
+
+        Raises:
+          ValueError: if there are no observations, or one is malformed.
+        """
+        if len(observations) == 0:
+            raise ValueError("plan needs at least one observation, got none")
+        config: DriveFineConfig = self.model.config
+        tiles = np.stack([tile_image(observation.image, config.tiles) for observation in observations])
+        contexts = [self.prompts.context(observation) for observation in observations]
+        pad_id = config.text_config.pad_token_id or 0
+        context_ids, lengths = pad_contexts([context.ids for context in contexts], pad_id)
+        tokens = plan_tokens(
+            self.model,
+            self._tensor(tiles),
+            self._tensor(context_ids),
+            self._tensor(self.prompts.instruction("predict")),
+            self._tensor(self.prompts.instruction("refine")),
+            options or self.options,
+            None if lengths is None else self._tensor(lengths),
+            generator=generator,
+        )
+        return self.to_result(tokens, np.array([context.num_clipped for context in contexts], dtype=np.int64))
+
+    def to_result(self, tokens: PlanTokens, num_clipped_inputs: NDArray[np.int64]) -> PlanResult:
+        """Poses and numpy arrays of decoded tokens."""
+        generated = tokens.trace.actions.cpu().numpy()
+        refined = None if tokens.refined_actions is None else tokens.refined_actions.cpu().numpy()
+        return PlanResult(
+            generated=self.action_tokenizer.decode(generated),
+            refined=None if refined is None else self.action_tokenizer.decode(refined),
+            generated_actions=generated,
+            refined_actions=refined,
+            step_map=tokens.trace.step_map.cpu().numpy(),
+            generated_log_probs=tokens.trace.log_probs.cpu().numpy(),
+            num_clipped_inputs=num_clipped_inputs,
+        )
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
