@@ -12,13 +12,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import shapely
 from numba import njit
 from numpy.typing import NDArray
 
-from drivefine_agent.geometry.indices import CornerIndex
+from drivefine_agent.scoring.angles import relative_angle
 from drivefine_agent.scoring.areas import EgoAreas
-from drivefine_agent.scoring.contacts import TrackBoxes, contact_table, relative_angle
+from drivefine_agent.scoring.contacts import TrackBoxes, bumper_contacts, contact_table
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.types import FloatArray
 
@@ -65,11 +64,8 @@ def no_at_fault_collisions(
     p, k = np.nonzero(verdict == _AT_FAULT_IF_FRONT)
     if len(p):
         t = first[p, k]
-        bumper = points[p, t][:, [CornerIndex.FRONT_LEFT, CornerIndex.FRONT_RIGHT]]
-        hit = shapely.intersects(
-            shapely.linestrings(bumper), shapely.polygons(np.asarray(tracks.corners)[t, k])
-        )
-        verdict[p, k] = np.where(hit, _AT_FAULT, _NOT_AT_FAULT)
+        hits = bumper_contacts(points[p, t, :4], np.asarray(tracks.corners)[t, k])
+        verdict[p, k] = np.where(hits, _AT_FAULT, _NOT_AT_FAULT)
     value = np.where(np.asarray(tracks.is_agent, dtype=bool), AGENT_SCORE, STATIC_OBJECT_SCORE)
     at_fault = verdict == _AT_FAULT
     score = np.where(at_fault, value, 1.0).min(axis=1, initial=1.0)

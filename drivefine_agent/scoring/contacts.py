@@ -16,6 +16,7 @@ import shapely
 from numba import njit
 from numpy.typing import NDArray
 
+from drivefine_agent.geometry.indices import CornerIndex
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.types import FloatArray, ScoringScene
 
@@ -77,31 +78,53 @@ def contact_table(
     return table
 
 
+def bumper_contacts(ego_corners: FloatArray, track_corners: FloatArray) -> NDArray[np.bool_]:
+    """Whether the ego's front edge touches the box of a track, for C pairs.
+
+    Args:
+      ego_corners: (C, 4, 2) [m], in the order of CornerIndex.
+      track_corners: (C, 4, 2) [m].
+
+    Returns:
+      (C,).
+    """
+    ego, track = kernel_input(ego_corners), kernel_input(track_corners)
+    hits = _bumper_contacts(ego, track)
+    undecided = np.flatnonzero(hits == _UNDECIDED)
+    if len(undecided):
+        front = ego[undecided][:, [CornerIndex.FRONT_LEFT, CornerIndex.FRONT_RIGHT]]
+        hits[undecided] = shapely.intersects(shapely.linestrings(front), shapely.polygons(track[undecided]))
+    return hits != 0
+
+
+@njit(cache=True, nogil=True)
+def _fill_box(c, box):
+    """Centre x, y, unit vector along, half length, half width, radius (< 0: degenerate) from four corners."""
+    length_x, length_y = c[0, 0] - c[1, 0], c[0, 1] - c[1, 1]  # front left minus rear left
+    width_x, width_y = c[0, 0] - c[3, 0], c[0, 1] - c[3, 1]  # front left minus front right
+    length = np.sqrt(length_x * length_x + length_y * length_y)
+    width = np.sqrt(width_x * width_x + width_y * width_y)
+    radius = 0.5 * np.sqrt(length * length + width * width)
+    box[0] = c[0, 0] + 0.5 * (c[2, 0] - c[0, 0])
+    box[1] = c[0, 1] + 0.5 * (c[2, 1] - c[0, 1])
+    box[2] = box[3] = 0.0
+    box[4], box[5] = 0.5 * length, 0.5 * width
+    if length > TIE_TOLERANCE_M and width > TIE_TOLERANCE_M:
+        box[2], box[3] = length_x / length, length_y / length
+        box[6] = radius
+    else:
+        box[6] = -radius - TIE_TOLERANCE_M
+
+
 @njit(cache=True, nogil=True)
 def _box_table(corners, exists):
-    """(T, K, 7) centre x, y, unit vector along, half length, half width, radius (< 0: degenerate)."""
+    """(T, K, 7) rows of _fill_box; zeros where absent."""
     num_times, num_tracks = exists.shape
     boxes = np.zeros((num_times, num_tracks, 7))
     for t in range(num_times):
         for k in range(num_tracks):
-            if not exists[t, k]:
-                continue
-            c = corners[t, k]
-            length_x, length_y = c[0, 0] - c[1, 0], c[0, 1] - c[1, 1]  # front left minus rear left
-            width_x, width_y = c[0, 0] - c[3, 0], c[0, 1] - c[3, 1]  # front left minus front right
-            length = np.sqrt(length_x * length_x + length_y * length_y)
-            width = np.sqrt(width_x * width_x + width_y * width_y)
-            boxes[t, k, 0] = c[0, 0] + 0.5 * (c[2, 0] - c[0, 0])
-            boxes[t, k, 1] = c[0, 1] + 0.5 * (c[2, 1] - c[0, 1])
-            radius = 0.5 * np.sqrt(length * length + width * width)
-            if length > TIE_TOLERANCE_M and width > TIE_TOLERANCE_M:
-                boxes[t, k, 2] = length_x / length
-                boxes[t, k, 3] = length_y / length
-                boxes[t, k, 6] = radius
-            else:
-                boxes[t, k, 6] = -radius - TIE_TOLERANCE_M
-            boxes[t, k, 4] = 0.5 * length
-            boxes[t, k, 5] = 0.5 * width
+            if exists[t, k]:
+                _fill_box(corners[t, k], boxes[t, k])
     return boxes
 
 
@@ -118,54 +141,46 @@ def _gap(ego, box):
 
 
 @njit(cache=True, nogil=True)
+def _decide(ego, box):
+    """1 where two boxes touch, 0 where not, 2 where the answer is left to GEOS."""
+    if box[6] < 0.0 or ego[6] < 0.0:
+        return _UNDECIDED
+    gap = _gap(ego, box)
+    if gap > TIE_TOLERANCE_M:
+        return 0
+    return 1 if gap < -TIE_TOLERANCE_M else _UNDECIDED
+
+
+@njit(cache=True, nogil=True)
 def _contacts(ego_corners, boxes, exists, samples):
     num_proposals, num_samples = ego_corners.shape[:2]
     num_tracks = exists.shape[1]
     table = np.zeros((num_proposals, num_samples, num_tracks), dtype=np.int8)
-    ego = np.empty(6)
+    ego = np.empty(7)
     for p in range(num_proposals):
         for s in range(num_samples):
-            c = ego_corners[p, s]
-            length_x, length_y = c[0, 0] - c[1, 0], c[0, 1] - c[1, 1]
-            length = np.sqrt(length_x * length_x + length_y * length_y)
-            width = np.sqrt((c[0, 0] - c[3, 0]) ** 2 + (c[0, 1] - c[3, 1]) ** 2)
-            ego[0] = c[0, 0] + 0.5 * (c[2, 0] - c[0, 0])
-            ego[1] = c[0, 1] + 0.5 * (c[2, 1] - c[0, 1])
-            ego[2], ego[3] = length_x / length, length_y / length
-            ego[4], ego[5] = 0.5 * length, 0.5 * width
-            ego_radius = 0.5 * np.sqrt(length * length + width * width) + TIE_TOLERANCE_M
+            _fill_box(ego_corners[p, s], ego)
+            x, y, radius = ego[0], ego[1], abs(ego[6]) + TIE_TOLERANCE_M
             time = samples[s]
             for k in range(num_tracks):
-                if not exists[time, k]:
-                    continue
-                dx, dy = boxes[time, k, 0] - ego[0], boxes[time, k, 1] - ego[1]
-                reach = ego_radius + abs(boxes[time, k, 6])
-                if dx * dx + dy * dy > reach * reach:
-                    continue
-                if boxes[time, k, 6] < 0.0:
-                    table[p, s, k] = _UNDECIDED
-                    continue
-                gap = _gap(ego, boxes[time, k])
-                if gap < -TIE_TOLERANCE_M:
-                    table[p, s, k] = 1
-                elif gap <= TIE_TOLERANCE_M:
-                    table[p, s, k] = _UNDECIDED
+                dx, dy = boxes[time, k, 0] - x, boxes[time, k, 1] - y
+                reach = abs(boxes[time, k, 6]) + radius
+                if dx * dx + dy * dy <= reach * reach and exists[time, k]:
+                    table[p, s, k] = _decide(ego, boxes[time, k])
     return table
 
 
 @njit(cache=True, nogil=True)
-def relative_angle(ego_pose, point):
-    """Angle between the ego's heading and the way from its rear axle to a point [rad].
-
-    NaN where rounding lifts the dot product above 1 (a point exactly along the heading) and where both
-    coincide: such a point is neither ahead nor behind. NAVSIM's arccos is unguarded, and so is this
-    (pdm-scorer 5.5).
-    """
-    dx, dy = point[0] - ego_pose[0], point[1] - ego_pose[1]
-    norm = np.sqrt(dx * dx + dy * dy)
-    if norm == 0.0:
-        return np.nan
-    dot = np.cos(ego_pose[2]) * (dx / norm) + np.sin(ego_pose[2]) * (dy / norm)
-    if abs(dot) > 1.0:
-        return np.nan
-    return np.arccos(dot)
+def _bumper_contacts(ego_corners, track_corners):
+    num_pairs = ego_corners.shape[0]
+    hits = np.empty(num_pairs, dtype=np.int8)
+    ego = np.empty(7)
+    track = np.empty(7)
+    for c in range(num_pairs):
+        _fill_box(ego_corners[c], ego)
+        _fill_box(track_corners[c], track)
+        ego[0] += ego[2] * ego[4]  # the front edge is a box without length
+        ego[1] += ego[3] * ego[4]
+        ego[4] = 0.0
+        hits[c] = _decide(ego, track)
+    return hits

@@ -144,7 +144,7 @@ def _fit_profiles(poses, diag, near, far, velocity, curvature):
 
 
 @njit(cache=True, nogil=True)
-def _commands(state, pose, velocity, curvature, t):
+def tracking_commands(state, pose, velocity, curvature, t):
     """Acceleration [m/s^2] and steering rate [rad/s] that the controller asks for at step t."""
     last = velocity.shape[0] - 1
     target = min(t + LOOK_AHEAD_STEPS, last)
@@ -178,7 +178,7 @@ def _commands(state, pose, velocity, curvature, t):
 
 
 @njit(cache=True, nogil=True)
-def _bicycle_step(state, accel_command, steering_rate_command, out):
+def bicycle_step(state, accel_command, steering_rate_command, out):
     """One Euler step of the kinematic bicycle with lags on both commands; columns as in StateIndex."""
     dt = VEHICLE_INTERVAL_S
     x, y, heading, speed, accel, steering = state[0], state[1], state[2], state[3], state[5], state[7]
@@ -211,6 +211,6 @@ def _simulate(reference, initial_state, diag, near, far):
         _fit_profiles(reference[p], diag, near, far, velocity, curvature)
         states[p, 0] = initial_state
         for t in range(num_states - 1):
-            accel, steering_rate = _commands(states[p, t], reference[p, t], velocity, curvature, t)
-            _bicycle_step(states[p, t], accel, steering_rate, states[p, t + 1])
+            accel, steering_rate = tracking_commands(states[p, t], reference[p, t], velocity, curvature, t)
+            bicycle_step(states[p, t], accel, steering_rate, states[p, t + 1])
     return states

@@ -18,8 +18,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from drivefine_agent.constants import SIM_INTERVAL_S
+from drivefine_agent.scoring.angles import relative_angle
 from drivefine_agent.scoring.areas import EgoAreas
-from drivefine_agent.scoring.contacts import TrackBoxes, contact_table, relative_angle
+from drivefine_agent.scoring.contacts import TrackBoxes, contact_table
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.types import FloatArray
 
