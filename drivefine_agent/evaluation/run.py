@@ -19,7 +19,7 @@ from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, DriveFineError, SceneError
-from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, SceneOutcome, StageOutcome, failed_scene
+from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome, StageOutcome, failed_scene
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.scoring.scorer import score_v1_rows
@@ -33,8 +33,13 @@ ImageReader = Callable[[SceneWindow], NDArray[np.uint8]]
 class RefiningPlanner(Protocol):
     """A planner that also tells what it had before refinement; evaluation scores both."""
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """`final`, and `generated` if refinement is switched on."""
+        ...
+
     def plan_stages(self, cases: Sequence[PlanningCase]) -> Mapping[str, NDArray[np.float64]]:
-        """(B, 8, 3) poses under `final` and `generated`."""
+        """(B, 8, 3) poses by stage name."""
         ...
 
 
@@ -66,7 +71,8 @@ class SceneSource:
             if scene.timestamp_us != window.current.timestamp_us or scene.map_name != window.map_name:
                 raise DataError(
                     f"the cached scene {token!r} belongs to another log: it is of {scene.map_name} at "
-                    f"{scene.timestamp_us} us, the log's of {window.map_name} at {window.current.timestamp_us}; "
+                    f"{scene.timestamp_us} us, the log's of {window.map_name} at "
+                    f"{window.current.timestamp_us} us; "
                     "build the scene cache again"
                 )
             self.num_cached += 1
@@ -95,7 +101,7 @@ class Evaluator:
     @property
     def stage_names(self) -> tuple[str, ...]:
         """Trajectory ids that each scene's outcome has."""
-        return (FINAL, GENERATED) if isinstance(self.planner, RefiningPlanner) else (FINAL,)
+        return self.planner.stage_names if isinstance(self.planner, RefiningPlanner) else (FINAL,)
 
     def evaluate_batch(self, windows: Sequence[SceneWindow]) -> list[SceneOutcome]:
         """One outcome per window, in order."""
