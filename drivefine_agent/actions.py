@@ -4,8 +4,9 @@
               4000 .. 5799   heading of a pose [degrees]
     slots        3k, 3k+1, 3k+2   x, y, heading of pose k
 
-An action id is what the tokenizer, masking, decoding and the losses speak; the language model's own vocabulary lies
-below it (`DriveFineConfig.base_vocab_size`), and only the model knows that. `MASKED` marks a slot not yet filled in.
+An action id is what the tokenizer, masking, decoding and the losses speak; the language model's own
+vocabulary lies below it (`DriveFineConfig.base_vocab_size`), and only the model knows that. `MASKED` marks a
+slot not yet filled in.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class ValueGrid:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """Both tables and the layout of the answer. Defaults: the paper's 4000 x 0.05 m and 1800 x 0.1 degrees."""
+    """Both tables and the layout of the answer; by default the paper's 4000 x 0.05 m, 1800 x 0.1 degrees."""
 
     spatial_m: ValueGrid = ValueGrid(-100.0, 0.05, 4000)
     heading_deg: ValueGrid = ValueGrid(-90.0, 0.1, 1800)

@@ -1,7 +1,7 @@
 """A distribution over the 24-slot answer: what the model returns, and what decoding and the losses read.
 
-Kept below both, so that neither has to know the other. Shapes: `...` any leading axes, T poses (8), L slots (24),
-Vs spatial and Vh heading actions.
+Kept below both, so that neither has to know the other. Shapes: `...` any leading axes, T poses (8), L slots
+(24), Vs spatial and Vh heading actions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class AnswerLogits(NamedTuple):
@@ -23,8 +24,10 @@ class AnswerLogits(NamedTuple):
     heading: Tensor
     """(..., T, Vh) float32, heading slots."""
     log_normalizer: Tensor | None = None
-    """(..., L) log of the sum of exponentials over the *whole* vocabulary, text included; None: the softmax runs over
-    the slot's own table only (slot-restricted)."""
+    """(..., L) log of the sum of exponentials over the *whole* vocabulary, text included.
+
+    None: the softmax runs over the slot's own table only (slot-restricted).
+    """
 
     def log_probs(self, actions: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability of one action per slot.
@@ -41,28 +44,32 @@ class AnswerLogits(NamedTuple):
             if temperature != 1.0:
                 raise ValueError(f"with a full-vocabulary softmax temperature must be 1, got {temperature}")
             return self._gather(self.spatial, self.heading, classes) - self.log_normalizer
-        spatial = torch.log_softmax(
-            self.spatial / temperature if temperature != 1.0 else self.spatial, dim=-1
-        )
-        heading = torch.log_softmax(
-            self.heading / temperature if temperature != 1.0 else self.heading, dim=-1
-        )
-        return self._gather(spatial, heading, classes)
+        spatial, heading = self.spatial, self.heading
+        if temperature != 1.0:
+            spatial, heading = spatial / temperature, heading / temperature
+        if (
+            classes.shape[:-1] == heading.shape[:-1]
+        ):  # one answer per row of logits: the fused kernel is faster
+            return _interleave(
+                _fused_log_probs(spatial, classes[..., :2]), _fused_log_probs(heading, classes[..., 2])
+            )
+        return self._gather(torch.log_softmax(spatial, -1), torch.log_softmax(heading, -1), classes)
 
     def best(self) -> Tensor:
         """(..., L) the most likely legal action of every slot."""
         return self._actions(self.spatial.argmax(-1), self.heading.argmax(-1))
 
     def sample(self, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-        """(..., L) one legal action per slot drawn from softmax(logits / temperature); 0 means the most likely.
+        """(..., L) one legal action per slot, from softmax(logits / temperature); 0 means the most likely.
 
-        By the Gumbel-max trick in float32 or better, as low precision measurably changes samples.
+        By inverting the cumulative distribution in float64: the same distribution as the Gumbel-max trick,
+        with one random number per slot instead of one per action, which is tens of times faster on a CPU.
         """
         if temperature == 0.0:
             return self.best()
         return self._actions(
-            _gumbel_argmax(self.spatial, temperature, generator),
-            _gumbel_argmax(self.heading, temperature, generator),
+            _inverse_cdf_sample(self.spatial, temperature, generator),
+            _inverse_cdf_sample(self.heading, temperature, generator),
         )
 
     def entropy(self) -> Tensor:
@@ -96,7 +103,24 @@ def _interleave(spatial: Tensor, heading: Tensor) -> Tensor:
     return torch.cat([spatial, heading[..., None]], dim=-1).flatten(-2)
 
 
-def _gumbel_argmax(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """argmax(logits / T - log E), E ~ Exp(1): -log E is Gumbel noise."""
-    noise = torch.empty_like(logits).exponential_(generator=generator).log_()
-    return torch.sub(logits, noise, alpha=temperature).argmax(-1)
+def _fused_log_probs(logits: Tensor, classes: Tensor) -> Tensor:
+    """(...) log-probability of one class (...) per row of logits (..., V)."""
+    nll = F.cross_entropy(logits.flatten(0, -2), classes.flatten(), reduction="none")
+    return -nll.view(classes.shape)
+
+
+def _inverse_cdf_sample(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """(...) indices drawn from softmax(logits / T): first a chunk of the last axis, then inside the chunk."""
+    size = logits.shape[-1]
+    chunk_size = max(d for d in range(1, min(size, 64) + 1) if size % d == 0)
+    chunks = torch.softmax(logits / temperature, dim=-1).unflatten(-1, (-1, chunk_size))  # (..., C, W)
+    chunk_ends = chunks.sum(-1, dtype=torch.float64).cumsum(-1)  # (..., C)
+    uniform = torch.rand(logits.shape[:-1], generator=generator, device=logits.device, dtype=torch.float64)
+    point = (uniform * chunk_ends[..., -1])[..., None]
+    # right=True: the first end strictly above the point, so an action of probability zero is never drawn.
+    chunk = torch.searchsorted(chunk_ends, point, right=True).clamp(max=chunk_ends.shape[-1] - 1)
+    begin = torch.where(chunk > 0, chunk_ends.gather(-1, (chunk - 1).clamp(min=0)), 0.0)
+    inside = chunks.gather(-2, chunk[..., None].expand(*chunk.shape, chunk_size)).squeeze(-2)
+    ends = inside.cumsum(-1, dtype=torch.float64)
+    offset = torch.searchsorted(ends, point - begin, right=True).clamp(max=chunk_size - 1)
+    return (chunk * chunk_size + offset).squeeze(-1)

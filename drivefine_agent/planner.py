@@ -1,4 +1,4 @@
-"""From observations to trajectories: the one path that the agent, evaluation and reinforcement learning share."""
+"""From observations to trajectories: the one path that the agent, evaluation and RL share."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class PlanResult:
     """A batch of plans. B scenes, N samples per scene."""
 
     generated: NDArray[np.float64]
-    """(B, N, 8, 3) x [m], y [m], heading [rad], ego frame, 0.5 s apart: the generation expert's trajectories."""
+    """(B, N, 8, 3) x [m], y [m], heading [rad], ego frame, 0.5 s apart: what the generation expert wrote."""
     refined: NDArray[np.float64] | None
-    """(B, N, 8, 3) after the refinement expert; None where it did not run (no such expert, or switched off)."""
+    """(B, N, 8, 3) after the refinement expert; None where it did not run (n_refine = 0 or switched off)."""
     generated_actions: NDArray[np.int64]
     """(B, N, 24) action ids."""
     refined_actions: NDArray[np.int64] | None
@@ -134,11 +134,13 @@ class Planner:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise DataError(
-                f"no DriveFine checkpoint at {folder} (config.json is missing): give a folder that training wrote"
+                f"no DriveFine checkpoint at {folder} (config.json is missing): "
+                "give a folder that training wrote"
             )
         tokenizer = TextTokenizer.from_file(folder)
         model = DriveFineModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return cls(model.to(device).eval(), tokenizer, options)
+        model.to(torch.device(device))  # type: ignore[arg-type]
+        return cls(model.eval(), tokenizer, options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes configuration, weights (safetensors) and text tokenizer into a folder."""

@@ -1,11 +1,11 @@
 """Observation -> token ids of the prompt.
 
-A prompt has two segments. The *context* holds the image's placeholder, past motion and command; it is the same for
-both tasks. The *instruction* names the task and opens the reply; it is the same for all scenes. So each is computed
-once where it is shared.
+A prompt has two segments. The *context* holds the image's placeholder, past motion and command; it is the
+same for both tasks. The *instruction* names the task and opens the reply; it is the same for all scenes. So
+each is computed once where it is shared.
 
-Numbers are written as text (explicit sign, two decimals, magnitudes up to 0.01 as 0.0) or as action tokens, the
-vocabulary of the answer; velocities [m/s] and accelerations [m/s^2] then use the spatial table.
+Numbers are written as text (explicit sign, two decimals, magnitudes up to 0.01 as 0.0) or as action tokens,
+the vocabulary of the answer; velocities [m/s] and accelerations [m/s^2] then use the spatial table.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ COMMAND_TEXT = {
 }
 
 _SYSTEM = (
-    "You plan the motion of a car for the next 4 seconds. You see its front camera, its own motion over the last "
-    "1.5 seconds and a navigation command. A good plan, in this order: (1) causes no collision, (2) stays on drivable "
-    "ground, (3) keeps a safe time gap to others, (4) makes progress along the route, (5) is comfortable, (6) follows "
-    "the direction of traffic. Others do not react to the plan, and a controller follows it."
+    "You plan the motion of a car for the next 4 seconds. You see its front camera, its own motion over the "
+    "last 1.5 seconds and a navigation command. A good plan, in this order: (1) causes no collision, (2) stays "
+    "on drivable ground, (3) keeps a safe time gap to others, (4) makes progress along the route, (5) is "
+    "comfortable, (6) follows the direction of traffic. Others do not react to the plan; a controller drives it."
 )
+
 INSTRUCTIONS: dict[str, dict[str, str]] = {
     "full": {
-        "predict": "\nPredict the 8 future trajectory points (x, y, heading) of the next 4 seconds, 0.5 s apart.",
+        "predict": "\nPredict the 8 future trajectory points (x, y, heading) of the next 4 seconds, "
+        "0.5 s apart.",
         "refine": "\nRefine the predicted trajectory of 8 points (x, y, heading) in place.",
     },
     "short": {"predict": "predict", "refine": "refine"},
@@ -80,7 +82,8 @@ class PromptBuilder:
         """Token ids of everything but the instruction.
 
         Raises:
-          ValueError: if the history has the wrong shape, a number is not finite, or the command is not one-hot.
+          ValueError: if the history has the wrong shape, a number is not finite, or the command is not
+            one-hot.
         """
         pieces = _short_pieces if self.config.prompt_wording == "short" else _full_pieces
         return self._to_ids(pieces(_checked(observation), self.config.prompt_type == "vel_and_acc"))
@@ -100,7 +103,7 @@ class PromptBuilder:
         return np.array(self.text_tokenizer.encode(text), dtype=np.int64)
 
     def context_text(self, observation: Observation) -> str:
-        """The context as text, numbers always written out, `<image>` in the image's place. For people to read."""
+        """The context as text, numbers written out, `<image>` in the image's place. For people to read."""
         pieces = _short_pieces if self.config.prompt_wording == "short" else _full_pieces
         parts = pieces(_checked(observation), self.config.prompt_type == "vel_and_acc")
         return "".join(
@@ -108,7 +111,7 @@ class PromptBuilder:
         )
 
     def _to_ids(self, pieces: list[_Piece]) -> ContextIds:
-        """Joins pieces; text between two non-text pieces is encoded in one go, as merges cross piece borders."""
+        """Joins pieces; text between non-text pieces is encoded in one go, as merges cross piece borders."""
         ids: list[int] = []
         text = ""
         num_clipped = 0
@@ -186,7 +189,8 @@ def _full_pieces(observation: Observation, has_dynamics: bool) -> list[_Piece]:
     pieces: list[_Piece] = [
         f"{START_OF_TEXT}{_header('system')}{_SYSTEM}{END_OF_TURN}{_header('user')}",
         None,
-        "\nPlan the trajectory of the car that took this picture, given:\n1. Camera: the picture above, front view.\n"
+        "\nPlan the trajectory of the car that took this picture, given:\n"
+        "1. Camera: the picture above, front view.\n"
         "2. Past motion, oldest first, (x [m], y [m], heading [rad]) relative to now:",
     ]
     for age, pose in zip(range(NUM_HISTORY_FRAMES - 1, -1, -1), observation.history_poses, strict=True):
@@ -199,7 +203,7 @@ def _full_pieces(observation: Observation, has_dynamics: bool) -> list[_Piece]:
 
 
 def _short_pieces(observation: Observation, has_dynamics: bool) -> list[_Piece]:
-    """The same content in as few tokens as possible; the current pose is (0, 0, 0) by definition and left out."""
+    """The same content in few tokens; the current pose, (0, 0, 0) by definition, is left out."""
     pieces: list[_Piece] = [START_OF_TEXT, None]
     pieces += [_Numbers(pose, is_pose=True) for pose in observation.history_poses[:-1]]
     if has_dynamics:

@@ -1,8 +1,8 @@
-"""Trajectory <-> action ids. Grid points, not bin centres: a standing vehicle encodes and decodes to exact zeros."""
+"""Trajectory <-> action ids. Grid points, not bin centres: a standing vehicle decodes to exact zeros."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,7 +36,7 @@ class ClipCounts:
 class ActionTokenizer:
     """Encodes local poses as action ids and back; every number of it comes from `spec`."""
 
-    spec: ActionSpec = ActionSpec()
+    spec: ActionSpec = field(default_factory=ActionSpec)
 
     def encode(self, poses: ArrayLike) -> NDArray[np.int64]:
         """Action ids of trajectories, clipped to the tables.
@@ -103,7 +103,7 @@ class ActionTokenizer:
         return poses
 
     def is_clipped(self, poses: ArrayLike) -> NDArray[np.bool_]:
-        """(..., 8, 3) where encoding moves a value of (..., 8, 3) poses by more than half a step to the table's edge."""
+        """(..., 8, 3) where encoding moves a value by more than half a step, to the table's edge."""
         poses = self._checked(poses)
         clipped = np.empty(poses.shape, dtype=bool)
         clipped[..., : PoseIndex.HEADING] = _is_outside(poses[..., : PoseIndex.HEADING], self.spec.spatial_m)

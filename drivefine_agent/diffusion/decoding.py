@@ -27,7 +27,7 @@ AnswerModel = Callable[[Tensor], AnswerLogits]
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to decode. The defaults are the paper's: 12 steps, raised cosine, most confident first, one refinement."""
+    """How to decode. Defaults are the paper's: 12 steps, raised cosine, confidence order, one refinement."""
 
     num_steps: int = 12
     """Denoising steps, 1 .. 24."""
@@ -60,7 +60,8 @@ class DecodingOptions:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
         if self.num_samples > 1 and self.temperature == 0.0 and self.order == "confidence":
             raise ValueError(
-                f"num_samples={self.num_samples} at temperature 0 would be copies of one answer: raise temperature"
+                f"num_samples={self.num_samples} at temperature 0 would be copies of one answer: "
+                "raise temperature"
             )
 
     @property
@@ -93,8 +94,8 @@ def decode(
 ) -> DenoisingTrace:
     """Fills in `num_samples` answers for each of `batch_size` scenes.
 
-    In each step every masked slot draws a candidate; the step's quota of candidates is committed, the others are
-    discarded. What is committed never changes again.
+    In each step every masked slot draws a candidate; the step's quota of candidates is committed, the others
+    are discarded. What is committed never changes again.
 
     Args:
       model: partially masked answers -> logits; called once per step.

@@ -36,11 +36,11 @@ def answer_cross_entropy(
     Args:
       logits: (B, N, ...) of N answers per scene.
       targets: (B, N, L) or (B, 1, L) action ids.
-      weights: (B, N, L) or broadcastable, of each slot's term; None: all 1. The sum is divided by the number of
-        slots, not by the sum of the weights.
-      label_smoothing_bins: standard deviation [bins] of a Gaussian over the neighbours of the target bin, cut at three
-        deviations and at the table's edge; 0: the target bin alone. Off in the paper; a small model learns faster
-        from neighbouring bins.
+      weights: (B, N, L) or broadcastable, of each slot's term; None: all 1. The sum is divided by the number
+        of slots, not by the sum of the weights.
+      label_smoothing_bins: standard deviation [bins] of a Gaussian over the neighbours of the target bin, cut
+        at three deviations and at the table's edge; 0: the target bin alone. Off in the paper; a small model
+        learns faster from neighbouring bins.
     """
     log_probs = logits.log_probs(targets)
     terms = (
@@ -57,8 +57,8 @@ def masked_pair_weights(
 ) -> Tensor | None:
     """Weights of the slots of a complementary pair, each of which is scored in the row where it is masked.
 
-    `uniform` is LaViDa's plain mean. `inverse_ratio` is the likelihood bound's 1/t: a row with mask ratio t counts
-    1/t, its complement 1/(1 - t); a constant 1/2 makes the pair an average of its two rows.
+    `uniform` is LaViDa's plain mean. `inverse_ratio` is the likelihood bound's 1/t: a row with mask ratio t
+    counts 1/t, its complement 1/(1 - t); a constant 1/2 makes the pair an average of its two rows.
 
     Args:
       is_masked: (B, L) mask of the pair's first row.
@@ -78,7 +78,7 @@ def masked_pair_weights(
 
 
 def pair_scored_row(is_masked: Tensor) -> Tensor:
-    """(B, 1, L) index, 0 or 1, of the row of a complementary pair in which each slot is masked and hence scored."""
+    """(B, 1, L) the row, 0 or 1, of a complementary pair in which each slot is masked and hence scored."""
     return (~is_masked).long()[:, None]
 
 
@@ -100,9 +100,8 @@ def _smoothed_nll(logits: AnswerLogits, targets: Tensor, sigma_bins: float) -> T
         index = neighbours.clamp(0, size - 1)
         lead = torch.broadcast_shapes(values.shape[:-1], index.shape[:-1])
         picked = values.expand(*lead, size).gather(-1, index.expand(*lead, len(offsets)))
-        log_z = torch.logsumexp(values, -1) if logits.log_normalizer is None else None
-        parts.append((-(weight * picked).sum(-1), log_z))
-    (spatial, spatial_log_z), (heading, heading_log_z) = parts
-    if spatial_log_z is not None and heading_log_z is not None:
-        return torch.cat([spatial + spatial_log_z, (heading + heading_log_z)[..., None]], -1).flatten(-2)
-    return torch.cat([spatial, heading[..., None]], -1).flatten(-2) + logits.log_normalizer
+        term = -(weight * picked).sum(-1)
+        parts.append(term + torch.logsumexp(values, -1) if logits.log_normalizer is None else term)
+    spatial, heading = parts
+    terms = torch.cat([spatial, heading[..., None]], -1).flatten(-2)
+    return terms if logits.log_normalizer is None else terms + logits.log_normalizer

@@ -19,7 +19,7 @@ MIN_MASK_RATIO = 1e-3
 def sample_mask_ratios(
     batch_size: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """(B,) float32 mask ratios in [1e-3, 1], stratified: one in each of B equal parts of the range, shuffled."""
+    """(B,) float32 mask ratios in [1e-3, 1], stratified: one in each of B equal parts, shuffled."""
     part = torch.randperm(batch_size, generator=generator, device=device)
     offset = torch.rand(batch_size, generator=generator, device=device)
     return (1.0 - MIN_MASK_RATIO) * (part + offset) / batch_size + MIN_MASK_RATIO

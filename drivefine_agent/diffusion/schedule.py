@@ -1,13 +1,14 @@
 """How many slots are committed in each denoising step.
 
-A schedule is a curve F over diffusion time with F(0) = 0 and F(1) = 1; the number of slots still masked when time t is
-left is about n F(t). The counts follow LaViDa's rule to the token (floor, at least one per step, surplus taken from
-the front, reversed), so that published settings mean the same here.
+A schedule is a curve F over diffusion time with F(0) = 0 and F(1) = 1; the number of slots still masked when
+time t is left is about n F(t). The counts follow LaViDa's rule to the token (floor, at least one per step,
+surplus taken from the front, reversed), so that published settings mean the same here.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -28,7 +29,7 @@ def unmask_quotas(
     Args:
       num_tokens: length of the answer.
       num_steps: in 1 .. num_tokens.
-      schedule: `cosine` is LaViDa's raised cosine (1 - cos(pi t)) / 2, `maskgit` the quarter wave cos(pi t / 2),
+      schedule: `cosine` is LaViDa's raised (1 - cos(pi t)) / 2, `maskgit` the quarter wave cos(pi t / 2),
         `shift` is a t / (1 + (a - 1) t).
       shift_alpha: a > 0 of `shift`; below 1 it commits many tokens early.
 
@@ -42,7 +43,7 @@ def unmask_quotas(
     if schedule == "maskgit":
         return _maskgit_quotas(num_tokens, num_steps)
     counts = _cumulative_counts(num_tokens, num_steps, schedule, shift_alpha)
-    quotas = [max(1, after - before) for before, after in zip(counts[:-1], counts[1:], strict=True)]
+    quotas = [max(1, after - before) for before, after in pairwise(counts)]
     surplus = sum(quotas) - num_tokens
     while surplus > 0:
         for i in range(num_steps):
@@ -72,7 +73,7 @@ def _curve(t: Tensor, schedule: str, shift_alpha: float) -> Tensor:
 
 
 def _maskgit_quotas(num_tokens: int, num_steps: int) -> tuple[int, ...]:
-    """Floor of n cos(pi t / 2) still masked after each step, but at least one token committed in every step."""
+    """Floor of n cos(pi t / 2) still masked after each step, and at least one token committed in each."""
     quotas, masked = [], num_tokens
     for i in range(1, num_steps + 1):
         curve = math.floor(num_tokens * math.cos(math.pi / 2.0 * i / num_steps) + 1e-6)  # cos(pi / 3) is 0.5

@@ -25,19 +25,23 @@ class DriveFineConfig(PreTrainedConfig):
     """Configuration of `DriveFineModel`. Presets: `llada_8b()`, `tiny()`, `debug()`.
 
     Args:
-      text_config: the language model's blocks, embeddings and head (`LlamaConfig` or its dict). Its `vocab_size` is
-        the base vocabulary; action ids lie above it.
-      vision_config: the SigLIP tower (`SiglipVisionConfig` or its dict); its last layer's un-normed output is used.
-      n_refine: number of blocks of the refinement expert, copies of the language model's last blocks; 0: none.
+      text_config: the language model's blocks, embeddings and head (`LlamaConfig` or its dict). Its
+        `vocab_size` is the base vocabulary; action ids lie above it.
+      vision_config: the SigLIP tower (`SiglipVisionConfig` or its dict); its last layer's un-normed output is
+        used.
+      n_refine: number of blocks of the refinement expert, copies of the language model's last blocks; 0:
+        none.
       mask_token_id: [M], a row of the base vocabulary.
       spatial_min_m, spatial_step_m, spatial_bins: table of x and y.
       heading_min_deg, heading_step_deg, heading_bins: table of headings; a full circle is periodic.
-      tile_cols, tile_rows, tile_fit, tile_interpolation: image grid, see `TileSpec`; the tile's size is the tower's.
+      tile_cols, tile_rows, tile_fit, tile_interpolation: image grid, see `TileSpec`; the tile's size is the
+        tower's.
       pool_size: side of each tile's feature map after pooling; None: half the tower's, rounded up, as LaViDa.
       image_newline: whether a learned vector ends each row of the stitched feature map.
       visual_positions: whether a learned vector is added to each visual token. For small models trained from
         scratch; checkpoints of LaViDa have none.
-      slot_restricted: softmax over the slot's own table (True) or over the whole vocabulary, text included (False).
+      slot_restricted: softmax over the slot's own table (True) or over the whole vocabulary, text included
+        (False).
       action_embedding_std: of the action rows at initialisation; None: that of the existing embeddings.
       prompt_type: `base` (history and command) or `vel_and_acc` (also velocity and acceleration).
       pose_format: numbers in the prompt as `text` (the paper) or as `action_tokens` (one shared number
@@ -143,20 +147,20 @@ class DriveFineConfig(PreTrainedConfig):
         )
 
     @property
+    def _tile_size_px(self) -> int:
+        return int(self.vision_config.image_size)  # type: ignore[arg-type]
+
+    @property
     def tiles(self) -> TileSpec:
         """The image grid."""
         return TileSpec(
-            self.tile_cols,
-            self.tile_rows,
-            self.vision_config.image_size,
-            self.tile_fit,
-            self.tile_interpolation,
+            self.tile_cols, self.tile_rows, self._tile_size_px, self.tile_fit, self.tile_interpolation
         )
 
     @property
     def vision_grid(self) -> int:
         """Side of the vision tower's feature map of one tile."""
-        return self.vision_config.image_size // self.vision_config.patch_size
+        return self._tile_size_px // int(self.vision_config.patch_size)  # type: ignore[arg-type]
 
     @property
     def num_visual_tokens(self) -> int:
@@ -166,7 +170,7 @@ class DriveFineConfig(PreTrainedConfig):
 
     @classmethod
     def llada_8b(cls, **overrides: Any) -> DriveFineConfig:
-        """The paper's model: LLaDA-8B, SigLIP so400m-384 without its last layer, 4 x 2 tiles, 4 refinement blocks."""
+        """The paper's model: LLaDA-8B, SigLIP so400m-384 less its last layer, 4 x 2 tiles, n = 4."""
         text = LlamaConfig(
             vocab_size=126464,
             hidden_size=4096,

@@ -4,8 +4,8 @@ Use, for scenes with equal prompts but for their content:
 
     context = model.encode_context(tiles, context_ids)                          # once per scene
     prompt = model.append_instruction(context, predict_ids)                     # once per task
-    logits = model.answer_logits(prompt, actions)                               # per denoising step; (B, R, 24) ids
-    prompt = model.append_instruction(context, refine_ids, expert="refinement")
+    logits = model.answer_logits(prompt, actions)                               # per denoising step; (B, R,
+    24) ids prompt = model.append_instruction(context, refine_ids, expert="refinement")
     logits = model.answer_logits(prompt, actions)
 
 `forward` is the same in one call, for training under data-parallel wrappers.
@@ -53,10 +53,8 @@ class DriveFineModel(PreTrainedModel):
         self.post_init()
         self.backbone.copy_generation_to_refinement()
 
-    # ------------------------------------------------------------------------------------------------ inference
-
     def encode_images(self, tiles: Tensor) -> Tensor:
-        """(B, num_visual_tokens, D) visual tokens of (B, T, S, S, 3) uint8 tiles; reusable while vision is frozen."""
+        """(B, num_visual_tokens, D) of (B, T, S, S, 3) uint8 tiles; reusable while vision is frozen."""
         expected = (self.config.tiles.num_tiles, self.config.tiles.size_px, self.config.tiles.size_px, 3)
         if tiles.ndim != 5 or tuple(tiles.shape[1:]) != expected or tiles.dtype != torch.uint8:
             raise ValueError(
@@ -68,7 +66,8 @@ class DriveFineModel(PreTrainedModel):
         """(B, P0, D) embeddings of context ids with the visual tokens in the placeholder's place.
 
         Raises:
-          ValueError: unless every row has the placeholder in the same single column (or none, without an image).
+          ValueError: unless every row has the placeholder in the same single column (or none, without an
+            image).
         """
         is_image = context_ids == IMAGE_PLACEHOLDER
         columns = is_image.any(dim=0).nonzero().flatten().tolist()
@@ -131,7 +130,7 @@ class DriveFineModel(PreTrainedModel):
         context_lengths: Tensor | None = None,
         visual: Tensor | None = None,
     ) -> PromptCache:
-        """`encode_context` and `append_instruction`. For the refinement expert all of it but its own blocks is frozen."""
+        """`encode_context`, then `append_instruction`; nothing but its own blocks trains for the refiner."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and expert != "refinement"):
             context = self.encode_context(tiles, context_ids, context_lengths, visual)
         return self.append_instruction(context, instruction_ids, expert)
@@ -144,8 +143,8 @@ class DriveFineModel(PreTrainedModel):
         Args:
           prompt: from `append_instruction` or `prefill`; its expert answers.
           actions: (B, R, L) action ids, `MASKED` where the slot holds the mask token.
-          scored_row: (B, N, L) optional: R = N J rows are N answers of J rows each, and slot l of answer n is only
-            wanted from its row `scored_row[b, n, l]` in 0 .. J - 1. Saves the head on the others.
+          scored_row: (B, N, L) optional: R = N J rows are N answers of J rows each, and slot l of answer n is
+            only wanted from its row `scored_row[b, n, l]` in 0 .. J - 1. Saves the head on the others.
 
         Returns:
           Logits with leading axes (B, R), or (B, N) with `scored_row`.
@@ -153,10 +152,11 @@ class DriveFineModel(PreTrainedModel):
         return self.logits_of(self.answer_hidden(prompt, actions, scored_row), prompt.expert)
 
     def answer_hidden(self, prompt: PromptCache, actions: Tensor, scored_row: Tensor | None = None) -> Tensor:
-        """(B, R, L, D) normed hidden states of answer rows, (B, N, L, D) with `scored_row`; see `answer_logits`."""
+        """(B, R, L, D) normed hidden states of answer rows, (B, N, L, D) with `scored_row`."""
         if actions.ndim != 3 or actions.shape[0] != prompt.batch_size:
             raise ValueError(
-                f"expected actions (B, R, L) with B = {prompt.batch_size} cached prompts, got {tuple(actions.shape)}"
+                f"expected actions (B, R, L) with B = {prompt.batch_size} cached prompts, "
+                f"got {tuple(actions.shape)}"
             )
         is_refinement = prompt.expert == "refinement"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_refinement):
@@ -235,14 +235,14 @@ class DriveFineModel(PreTrainedModel):
         )
         return self.heads(hidden[:, -num_rows * length :].unflatten(1, (num_rows, length)))
 
-    # ------------------------------------------------------------------------------------------------ training
-
     def parameters_of(self, part: str) -> list[nn.Parameter]:
-        """Trainable parameters of one part of the model, for optimiser groups; the parts are disjoint and complete.
+        """Trainable parameters of one part of the model, for optimiser groups.
+
+        The parts are disjoint and together hold every trainable parameter.
 
         Args:
-          part: `vision` (tower), `projector`, `language` (text embeddings and head, shared and generation blocks, norm),
-            `action` (both action tables), `refinement` (the refinement expert's blocks).
+          part: `vision` (tower), `projector`, `language` (text embeddings and head, shared and generation
+            blocks, norm), `action` (both action tables), `refinement` (the refinement expert's blocks).
 
         Raises:
           ValueError: for an unknown part.
@@ -267,11 +267,11 @@ class DriveFineModel(PreTrainedModel):
     def initialise_action_rows(
         self, reference_ids: list[int] | None = None, generator: torch.Generator | None = None
     ) -> None:
-        """(Re)sets both action tables ordinally around existing rows, each with its own mean and spread.
+        """Sets both action tables ordinally around existing rows, each with its own mean and spread.
 
         Args:
-          reference_ids: base rows whose mean the action rows start from, e.g. those of the digits, dot and minus;
-            None: all rows.
+          reference_ids: base rows whose mean the action rows start from, e.g. those of the digits, dot and
+            minus; None: all rows.
           generator: of the random mixing.
         """
         for table, base in (
@@ -289,7 +289,7 @@ class DriveFineModel(PreTrainedModel):
         std = self.config.text_config.initializer_range
         if isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, mean=0.0, std=std)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)

@@ -1,8 +1,9 @@
 """Ordinal initialisation of the action tables: neighbouring values start with neighbouring rows.
 
-A row is the mean of some existing rows plus random Fourier features of the row's *value*, scaled to the spread of the
-existing rows. Wavelengths are spaced geometrically from twice the table's range down to a few bins, so that a row tells
-both roughly and precisely where its value lies, and the similarity of two rows falls smoothly with their distance.
+A row is the mean of some existing rows plus random Fourier features of the row's *value*, scaled to the
+spread of the existing rows. Wavelengths are spaced geometrically from twice the table's range down to a few
+bins, so that a row tells both roughly and precisely where its value lies, and the similarity of two rows
+falls smoothly with their distance.
 """
 
 from __future__ import annotations

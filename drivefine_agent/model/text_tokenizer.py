@@ -1,4 +1,4 @@
-"""Prompt text <-> token ids: one class over any `tokenizer.json`, LLaDA's or the small one in this package."""
+"""Prompt text <-> token ids: one class over any `tokenizer.json`, LLaDA's or the small one shipped here."""
 
 from __future__ import annotations
 

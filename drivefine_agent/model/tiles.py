@@ -25,11 +25,17 @@ class TileSpec:
     size_px: int = 384
     """Side of one tile: the vision tower's input."""
     fit: TileFit = "resize"
-    """`resize` squeezes the image onto the canvas (always the same camera, always the same squeeze); `crop` cuts the
-    image to the canvas's aspect ratio first; `letterbox` keeps the whole image and pads with black."""
+    """How the image gets onto the canvas.
+
+    `resize` squeezes it (always the same camera, always the same squeeze); `crop` cuts it to the canvas's
+    aspect ratio first; `letterbox` keeps the whole image and pads with black.
+    """
     interpolation: TileInterpolation = "bicubic"
-    """`bicubic` is Pillow's, bit for bit SigLIP's own preprocessing; `area` is OpenCV's averaging, many times faster
-    for strong reductions."""
+    """How pixels are reduced.
+
+    `bicubic` is Pillow's, bit for bit SigLIP's own preprocessing; `area` is OpenCV's averaging, many times
+    faster for strong reductions.
+    """
 
     def __post_init__(self) -> None:
         if min(self.cols, self.rows, self.size_px) < 1:

@@ -28,7 +28,7 @@ class VisionEncoder(nn.Module):
 
 
 class VisualProjector(nn.Module):
-    """Two linear layers, then per-tile bilinear pooling, stitching of the tiles, newline vectors, flattening."""
+    """Two linear layers, bilinear pooling of each tile, stitching of the tiles, newlines, flattening."""
 
     def __init__(self, config: DriveFineConfig) -> None:
         super().__init__()

@@ -1,15 +1,15 @@
-"""One transformer block: pre-norm, bidirectional attention over an optional prefix, SwiGLU. Llama's weight names.
+"""One transformer block: pre-norm, bidirectional attention over a prefix, SwiGLU; Llama's weight names.
 
-Our own because the block is the heart of what we build and transformers' layer is silently causal without a mask and
-drops the prompt's keys and values under checkpointing. Norm and rotary embedding are computed in float32 or better,
-as in LLaDA, whatever the dtype of the weights.
+Our own because the block is the heart of what we build and transformers' layer is silently causal without a
+mask and drops the prompt's keys and values under checkpointing. Norm and rotary embedding are computed in
+float32 or better, as in LLaDA, whatever the dtype of the weights.
 
 Shapes: N sequences, P prefix length, Q own length, D width, H heads, K key-value heads, E head width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,14 @@ def rotary_tables(positions: Tensor, config: LlamaConfig) -> Rotary:
     """
     width = head_width(config)
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = positions[..., None].float() / config.rope_parameters["rope_theta"] ** exponents  # (N, Q, E / 2)
+    angles = positions[..., None].float() / _rope_theta(config) ** exponents  # (N, Q, E / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     return Rotary(angles.cos(), angles.sin())
+
+
+def _rope_theta(config: LlamaConfig) -> float:
+    parameters: Any = config.rope_parameters
+    return float(parameters["rope_theta"])
 
 
 def head_width(config: LlamaConfig) -> int:
@@ -74,11 +79,12 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.num_kv_heads = config.num_key_value_heads
+        self.num_kv_heads = config.num_key_value_heads or config.num_attention_heads
         self.width = head_width(config)
         if self.num_heads % self.num_kv_heads != 0:
             raise ValueError(
-                f"num_attention_heads ({self.num_heads}) must be divisible by num_key_value_heads ({self.num_kv_heads})"
+                f"num_attention_heads ({self.num_heads}) must be divisible by num_key_value_heads "
+                f"({self.num_kv_heads})"
             )
         hidden = config.hidden_size
         self.q_proj = nn.Linear(hidden, self.num_heads * self.width, bias=False)
@@ -95,7 +101,7 @@ class Attention(nn.Module):
     def forward(
         self, hidden: Tensor, rotary: Rotary, own: KeysValues, prefix: KeysValues | None, mask: Tensor | None
     ) -> Tensor:
-        """(N, Q, D) attention output; arguments as in `Block.forward`, `own` the segment's keys and values."""
+        """(N, Q, D) attention output; arguments as in `Block.forward`, `own` of the segment itself."""
         queries = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.width)).transpose(1, 2)
         keys, values = own
         if prefix is not None:
@@ -149,9 +155,11 @@ class Block(nn.Module):
         Args:
           hidden: (N, Q, D).
           rotary: tables of the segment's positions, for N sequences or 1.
-          prefix: keys and values of everything before, of N sequences, or of N / R, each then shared by R rows.
+          prefix: keys and values of everything before, of N sequences, or of N / R, each then shared by R
+            rows.
           mask: bool, broadcastable to (N, H, Q, P + Q), True where attention is allowed; None: everywhere.
-          keys_values_only: skip the output, for the last block over a prompt; `hidden` is then returned unchanged.
+          keys_values_only: skip the output, for the last block over a prompt; `hidden` is then returned
+            unchanged.
 
         Returns:
           (N, Q, D) and the segment's own keys and values.

@@ -1,11 +1,12 @@
-"""Block-MoE: shared blocks, then either the generation expert's last blocks or the refinement expert's copies.
+"""Block-MoE: shared blocks, then the generation expert's last blocks or the refinement expert's copies.
 
-The expert is chosen by a flag, never routed. Attention is segmented: 0 the context, 1 the task's instruction, 2.. the
-answer rows; a query sees its own segment (rows: their own row) and all lower ones. Hence the states of a segment do
-not depend on later ones, and keys and values computed once are exact for every sample, step and expert.
+The expert is chosen by a flag, never routed. Attention is segmented: 0 the context, 1 the task's instruction,
+2.. the answer rows; a query sees its own segment (rows: their own row) and all lower ones. Hence the states
+of a segment do not depend on later ones, and keys and values computed once are exact for every sample, step
+and expert.
 
-The refinement path is isolated: its gradient reaches the refinement blocks and nothing else. Shared blocks run
-without gradient, and the final norm enters through detached weights.
+The refinement path is isolated: its gradient reaches the refinement blocks and nothing else. Shared blocks
+run without gradient, and the final norm enters through detached weights.
 
 Shapes: B scenes, P0 context, P1 instruction, R answer rows per scene, L slots, D width.
 """
@@ -87,7 +88,7 @@ class BlockMoE(nn.Module):
     def append_instruction(
         self, context: ContextCache, embeddings: Tensor, expert: Expert = "generation"
     ) -> PromptCache:
-        """Runs segment 1 through all blocks of an expert's path, and segment 0 through the expert's own blocks.
+        """Runs segment 1 through an expert's whole path, and segment 0 through the expert's own blocks.
 
         Args:
           context: segment 0.
@@ -151,7 +152,7 @@ class BlockMoE(nn.Module):
     def one_pass(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor, expert: Expert = "generation"
     ) -> Tensor:
-        """The same function without any cache: one sequence, one explicit mask. For checks and for comparison.
+        """The same function without any cache: one sequence, one explicit mask. For comparison.
 
         Args:
           embeddings: (B, Q, D) of everything: context, instruction and all rows.
@@ -186,7 +187,8 @@ def segment_mask(segments: Tensor, rows: Tensor) -> Tensor:
     """Who may attend to whom.
 
     Args:
-      segments: (..., Q) 0 context, 1 instruction, 2 answer; a negative number marks padding, seen by no one else.
+      segments: (..., Q) 0 context, 1 instruction, 2 answer; a negative number marks padding, seen by no one
+        else.
       rows: (..., Q) number of the answer row, 0 elsewhere.
 
     Returns:

@@ -15,7 +15,7 @@ from drivefine_agent.model.config import Expert
 
 
 class ContextCache(NamedTuple):
-    """Segment 0 (image, system turn, history, command) after the shared blocks; good for both experts and any task."""
+    """Segment 0 (image, system turn, history, command) after the shared blocks; serves both experts."""
 
     shared: tuple[KeysValues, ...]
     """S entries, each (B, K, P0, E)."""
