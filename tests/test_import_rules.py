@@ -13,6 +13,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("constants", "errors"),
     ("geometry",),
     ("data",),
+    ("actions", "answer"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),
     ("prompt",),
     ("planner",),
@@ -24,12 +25,10 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 # Siblings that may nevertheless use each other, with the reason.
 SIBLING_EXCEPTIONS = {
-    ("model", "diffusion"),  # the model's config names the loss weighting and mask schedule options
-    ("model", "tokenizer"),  # the model's config holds the action vocabulary's specification
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
 FOREIGN = {
-    "torch": {"diffusion", "model", "tokenizer", "prompt", "planner", "navsim_api", "navsim_inputs", "baselines", "agent",
+    "torch": {"answer", "diffusion", "model", "prompt", "planner", "navsim_api", "navsim_inputs", "baselines", "agent",
               "training", "evaluation"},
     "transformers": {"model"},
     "navsim": {"navsim_api"},

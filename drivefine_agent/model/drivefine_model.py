@@ -261,7 +261,7 @@ class DriveFineModel(PreTrainedModel):
         ]
 
     def checkpoint_blocks(self, enabled: bool = True) -> None:
-        """Recomputes the language model's blocks in the backward pass instead of keeping their activations."""
+        """Recomputes the language model's blocks in the backward pass instead of keeping activations."""
         self.backbone.checkpoint_blocks = enabled
 
     def initialise_action_rows(
