@@ -18,12 +18,12 @@ from drivefine_agent.data.maps import Map
 from drivefine_agent.data.scenes import future_poses
 from drivefine_agent.data.types import FloatArray, Frame, SceneWindow
 from drivefine_agent.errors import DataError, SceneError
-from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
 from drivefine_agent.geometry.indices import StateIndex
 from drivefine_agent.scoring.centerline import route_centerline, starting_lane
 from drivefine_agent.scoring.contacts import TrackBoxes
 from drivefine_agent.scoring.drivable_map import DrivableMap, crop_drivable_map, polygon_arrays
 from drivefine_agent.scoring.forecast import SAMPLES_PER_MAP, Forecast, forecast_tracks
+from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
 from drivefine_agent.scoring.observation import (
     NUM_OBSERVATION_FRAMES,
     STOPPED_SPEED_MPS,
@@ -48,10 +48,10 @@ def build_scoring_scene(
     Args:
       window: a log window with the current frame and at least 10 future frames, all annotated.
       map_: the map of the window's city.
-      collided_memory: for parity with a given run of NAVSIM's caching only. NAVSIM never clears the list of objects
-        that its planner has overlapped, so a scene's reference depends on the scenes cached before it by the same
-        worker. Pass one set through all scenes in that order; it is read and extended. None, the default, prepares
-        every scene on its own.
+      collided_memory: for parity with a given run of NAVSIM's caching only. NAVSIM never clears the list of
+        objects that its planner has overlapped, so a scene's reference depends on the scenes cached before it
+        by the same worker. Pass one set through all scenes in that order; it is read and extended. None, the
+        default, prepares every scene on its own.
 
     Raises:
       SceneError: if the scene cannot be prepared; the message names its token and what to do.
@@ -65,8 +65,8 @@ def build_scoring_scene(
 def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> ScoringScene:
     if window.num_future_frames < NUM_OBSERVATION_FRAMES - 1:
         raise SceneError(
-            f"{NUM_OBSERVATION_FRAMES - 1} future frames (5 s) are needed, got {window.num_future_frames}: set"
-            f" num_future_frames={NUM_OBSERVATION_FRAMES - 1} in the scene filter"
+            f"{NUM_OBSERVATION_FRAMES - 1} future frames (5 s) are needed, got {window.num_future_frames}:"
+            f" set num_future_frames={NUM_OBSERVATION_FRAMES - 1} in the scene filter"
         )
     frame = window.current
     state = initial_state(frame)
@@ -138,9 +138,10 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
 
 
 def initial_state(frame: Frame) -> FloatArray:
-    """(11,) ego state of a frame as the simulation starts from it: logged pose, velocity and acceleration, no steering.
+    """(11,) ego state of a frame, as the simulation starts from it.
 
-    NAVSIM stores the pose by the centre of the vehicle, and the way there and back costs about 1e-9 m.
+    Pose, velocity and acceleration are logged ones; there is no steering and no turning. NAVSIM stores the
+    pose by the centre of the vehicle, and the way there and back costs about 1e-9 m.
     """
     state = np.zeros(len(StateIndex))
     state[: StateIndex.VX] = rear_axle_round_trip(frame.ego_pose)

@@ -1,4 +1,4 @@
-"""From a route to the centreline: starting lane, shortest lane path, and the path object that measures along it.
+"""From a route to the centreline: starting lane, shortest lane path, and the path to measure along.
 
 See pdm-scorer 2.5. N centreline vertices.
 """
@@ -73,8 +73,8 @@ class Path:
     def interpolate(self, arc_length: FloatArray) -> FloatArray:
         """Poses (..., 3) at arc lengths (...,) [m]; clipped to the path, headings wrapped, NaN becomes 0.
 
-        The interpolation rule is that of scipy's interp1d (pdm-scorer 5.3): a query on a vertex is evaluated at the
-        end of the segment before it.
+        The interpolation rule is that of scipy's interp1d (pdm-scorer 5.3): a query on a vertex is evaluated
+        at the end of the segment before it.
         """
         query = np.clip(arc_length, MIN_ARC_LENGTH_M, self.length)
         high = np.clip(np.searchsorted(self.arc_length, query), 1, len(self.arc_length) - 1)
@@ -88,7 +88,7 @@ class Path:
         return poses
 
     def substring(self, start_m: float, end_m: float) -> Any:
-        """The vertices between two arc lengths; the exact part of the line where fewer than two lie between."""
+        """The vertices between two arc lengths, or the exact piece if fewer than two lie between."""
         start_m = float(np.clip(start_m, 0.0, self.length))
         end_m = float(np.clip(end_m, 0.0, self.length))
         between = (start_m <= self.arc_length) & (self.arc_length <= end_m)
@@ -151,8 +151,8 @@ def _closest_lane(route: Route, footprint: shapely.Polygon) -> LaneRecord:
 def shortest_lane_path(map_: Map, route: Route, start: LaneRecord) -> list[LaneRecord]:
     """Dijkstra over the lanes of the route, from the starting lane to the last block within reach.
 
-    Entering a lane costs its length, and the start costs 1. If the last block is not reached, the path ends at the
-    cheapest of the deepest lanes that were expanded.
+    Entering a lane costs its length, and the start costs 1. If the last block is not reached, the path ends
+    at the cheapest of the deepest lanes that were expanded.
     """
     block_ids = list(route.blocks)
     start_index = block_ids.index(start.roadblock_id) if start.roadblock_id in route.blocks else 0
@@ -194,7 +194,7 @@ def _lane_path(end: LaneRecord, parents: dict[str, LaneRecord | None]) -> list[L
 
 
 def route_centerline(map_: Map, route: Route, start: LaneRecord) -> Path:
-    """The centreline of the route: whole baselines from the starting lane on, with duplicated junction vertices."""
+    """The centreline of the route: whole baselines from the starting lane on, junction vertices twice."""
     lanes = shortest_lane_path(map_, route, start)
     poses = [np.column_stack([lane.baseline, lane.headings]) for lane in lanes]
     return Path.from_poses(np.concatenate(poses))

@@ -45,9 +45,9 @@ class DrivableMap:
 def crop_drivable_map(map_: Map, center: FloatArray, half_side_m: float = MAP_HALF_SIDE_M) -> DrivableMap:
     """Collect the polygons around a point.
 
-    Order: roadblocks; the lanes of these roadblocks; the lane connectors of the roadblock connectors found (whose
-    own polygons are left out); intersections; car parks. Lanes come along wherever their roadblock touches the
-    square.
+    Order: roadblocks; the lanes of these roadblocks; the lane connectors of the roadblock connectors found
+    (whose own polygons are left out); intersections; car parks. Lanes come along wherever their roadblock
+    touches the square.
 
     Args:
       map_: the map.

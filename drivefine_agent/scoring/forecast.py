@@ -1,7 +1,7 @@
 """What the reference planner believes the others will do: constant velocity for 5 s (pdm-scorer 2.6).
 
-Entries are ordered as NAVSIM's occupancy maps are: static objects, vehicles, pedestrians, bicycles, red lights. One
-map holds for two samples of 0.1 s, so the map of sample t is number t // 2.
+Entries are ordered as NAVSIM's occupancy maps are: static objects, vehicles, pedestrians, bicycles, red
+lights. One map holds for two samples of 0.1 s, so the map of sample t is number t // 2.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from drivefine_agent.constants import SIM_INTERVAL_S, TRACK_TYPES
 from drivefine_agent.data.types import FloatArray
-from drivefine_agent.scoring.nuplan_boxes import geos_centroids, nuplan_box_corners
 from drivefine_agent.geometry.se2 import wrap_angle
 from drivefine_agent.scoring.drivable_map import TREE_NODE_CAPACITY
+from drivefine_agent.scoring.nuplan_boxes import geos_centroids, nuplan_box_corners
 from drivefine_agent.scoring.observation import FrameTracks
 
 MAX_DISTANCE_M = 100.0
@@ -88,8 +88,8 @@ def forecast_tracks(
       red_lights: polygons of the route's lane connectors that are red now, by connector id.
       ego_center: (2,) centre of the ego, global.
       ego_footprint: polygon of the ego.
-      collided_before: tokens that the planner has learned to ignore in earlier scenes; NAVSIM's caching keeps that list
-        over all scenes of a worker (pdm-scorer 6.1, quirk 3).
+      collided_before: tokens that the planner has learned to ignore in earlier scenes; NAVSIM's caching keeps
+        that list over all scenes of a worker (pdm-scorer 6.1, quirk 3).
     """
     rows = _nearest_rows(tracks, ego_center, collided_before)
     poses, sizes = tracks.poses[rows], tracks.sizes[rows]
@@ -102,7 +102,8 @@ def forecast_tracks(
     step[~is_agent] = 0.0
     elapsed = np.arange(0, NUM_MAPS * SAMPLES_PER_MAP, SAMPLES_PER_MAP) * SIM_INTERVAL_S
     corners = (
-        nuplan_box_corners(poses, sizes[:, 0], sizes[:, 1])[None] + (elapsed[:, None, None] * step)[:, :, None, :]
+        nuplan_box_corners(poses, sizes[:, 0], sizes[:, 1])[None]
+        + (elapsed[:, None, None] * step)[:, :, None, :]
     )
 
     tokens = [tracks.tokens[row] for row in rows] + [RED_LIGHT_PREFIX + id_ for id_ in red_lights]
@@ -121,7 +122,7 @@ def forecast_tracks(
 def _nearest_rows(
     tracks: FrameTracks, ego_center: FloatArray, collided_before: Collection[str]
 ) -> NDArray[np.int64]:
-    """Rows of the objects that are kept: the nearest of each group within 100 m; static objects come first."""
+    """Rows of the objects that are kept: the nearest of each group within 100 m, static objects first."""
     offset = tracks.poses[:, :2] - ego_center
     distance = np.hypot(offset[:, 0], offset[:, 1])
     kept = distance <= MAX_DISTANCE_M
@@ -141,7 +142,7 @@ def _overlapped(
     tokens: list[str], corners: FloatArray, red_lights: list[shapely.Polygon], ego_footprint: shapely.Polygon
 ) -> set[str]:
     """Tokens of the objects the ego overlaps, and of the red lights it is completely within."""
-    overlapped = set()
+    overlapped: set[str] = set()
     if len(corners):
         hits = shapely.intersects(shapely.polygons(corners), ego_footprint)
         overlapped.update(tokens[index] for index in np.nonzero(hits)[0])

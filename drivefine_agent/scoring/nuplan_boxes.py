@@ -1,18 +1,19 @@
 """Corners and centroids of boxes with the rounding of nuPlan and GEOS, where the last bits count.
 
-An object exactly ahead of the ego is or is not "ahead" by the rounding of an arccos argument (pdm-scorer 5.5), so the
-scorer's boxes are computed in the order of operations of the originals. Elsewhere `geometry.boxes` will do.
+An object exactly ahead of the ego is or is not "ahead" by the rounding of an arccos argument (pdm-scorer
+5.5), so the scorer's boxes are computed in the order of operations of the originals. Elsewhere
+`geometry.boxes` will do.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from drivefine_agent.scoring.kernel_arrays import kernel_input
 
-_LENGTH_SIGN = np.array([1.0, -1.0, -1.0, 1.0])  # front left, rear left, rear right, front right
-_WIDTH_SIGN = np.array([1.0, 1.0, -1.0, -1.0])
+FloatArray = NDArray[np.float64]
 
 
 def nuplan_box_corners(
@@ -30,13 +31,31 @@ def nuplan_box_corners(
 
     Source: nuplan-devkit, OrientedBox.all_corners, which takes heading + pi/2 as the lateral direction.
     """
-    heading = poses[..., 2, None]
-    normal = heading + np.pi / 2.0
-    lon = _LENGTH_SIGN * (np.asarray(length_m)[..., None] / 2.0)
-    lat = _WIDTH_SIGN * (np.asarray(width_m)[..., None] / 2.0)
-    corners = np.empty((*poses.shape[:-1], 4, 2))
-    corners[..., 0] = poses[..., 0, None] + (lat * np.cos(normal) + lon * np.cos(heading))
-    corners[..., 1] = poses[..., 1, None] + (lat * np.sin(normal) + lon * np.sin(heading))
+    flat = kernel_input(poses).reshape(-1, 3)
+    normal = flat[:, 2] + np.pi / 2.0
+    lead = poses.shape[:-1]
+    # numpy's cosine, like nuPlan's: that of the C library differs in the last bit now and then
+    corners = _corners(
+        kernel_input(flat),
+        kernel_input(np.cos(flat[:, 2])),
+        kernel_input(np.sin(flat[:, 2])),
+        kernel_input(np.cos(normal)),
+        kernel_input(np.sin(normal)),
+        kernel_input(np.broadcast_to(length_m, lead).reshape(-1)),
+        kernel_input(np.broadcast_to(width_m, lead).reshape(-1)),
+    )
+    return corners.reshape(*lead, 4, 2)
+
+
+@njit(cache=True, nogil=True)
+def _corners(poses, forward_x, forward_y, left_x, left_y, length, width):
+    corners = np.empty((len(poses), 4, 2))
+    for i in range(len(poses)):
+        for corner in range(4):
+            lon = length[i] / 2.0 if corner == 0 or corner == 3 else -length[i] / 2.0
+            lat = width[i] / 2.0 if corner < 2 else -width[i] / 2.0
+            corners[i, corner, 0] = poses[i, 0] + (lat * left_x[i] + lon * forward_x[i])
+            corners[i, corner, 1] = poses[i, 1] + (lat * left_y[i] + lon * forward_y[i])
     return corners
 
 
@@ -45,14 +64,27 @@ def geos_centroids(corners: FloatArray) -> FloatArray:
 
     Two triangles fan out from the first corner and are weighted by their areas.
     """
-    base, second, third, fourth = (corners[..., corner, :] for corner in range(4))
-    first_area = _twice_area(base, second, third)[..., None]
-    second_area = _twice_area(base, third, fourth)[..., None]
-    weighted = first_area * (base + second + third) + second_area * (base + third + fourth)
-    return weighted / 3.0 / (first_area + second_area)
+    flat = kernel_input(corners).reshape(-1, 4, 2)
+    return _centroids(kernel_input(flat)).reshape(*corners.shape[:-2], 2)
 
 
-def _twice_area(a: FloatArray, b: FloatArray, c: FloatArray) -> FloatArray:
-    return (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (c[..., 0] - a[..., 0]) * (
-        b[..., 1] - a[..., 1]
-    )
+@njit(cache=True, nogil=True)
+def _centroids(corners):
+    centroids = np.empty((len(corners), 2))
+    for i in range(len(corners)):
+        box = corners[i]
+        first_area = _twice_area(box[0], box[1], box[2])
+        second_area = _twice_area(box[0], box[2], box[3])
+        for axis in range(2):
+            if first_area + second_area == 0.0:  # a box without area; GEOS falls back to its outline
+                centroids[i, axis] = (box[0, axis] + box[2, axis]) / 2.0
+                continue
+            weighted = first_area * (box[0, axis] + box[1, axis] + box[2, axis])
+            weighted += second_area * (box[0, axis] + box[2, axis] + box[3, axis])
+            centroids[i, axis] = weighted / 3.0 / (first_area + second_area)
+    return centroids
+
+
+@njit(cache=True, nogil=True)
+def _twice_area(a, b, c):
+    return (b[0] - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (b[1] - a[1])

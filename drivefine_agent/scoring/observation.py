@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from drivefine_agent.constants import AGENT_TYPES, TRACK_TYPES
 from drivefine_agent.data.types import FloatArray, Frame
 from drivefine_agent.errors import SceneError
-from drivefine_agent.scoring.nuplan_boxes import geos_centroids, nuplan_box_corners
 from drivefine_agent.geometry.indices import BoxIndex
 from drivefine_agent.geometry.se2 import wrap_angle
+from drivefine_agent.scoring.nuplan_boxes import geos_centroids, nuplan_box_corners
 
 NUM_OBSERVATION_FRAMES = 11  # 0.0, 0.5, ..., 5.0 s
 NUM_SAMPLES = 51
@@ -87,7 +87,8 @@ def frame_tracks(frame: Frame, rear_axle: FloatArray) -> FrameTracks:
     annotations = frame.annotations
     if annotations is None:
         raise SceneError(
-            f"frames need annotations to be scored, frame '{frame.token}' has none: private test logs cannot be scored"
+            f"frames need annotations to be scored, frame '{frame.token}' has none: private test logs cannot"
+            " be scored"
         )
     token, count = (
         Counter(annotations.track_tokens).most_common(1)[0] if annotations.track_tokens else ("", 0)
@@ -123,9 +124,9 @@ def frame_tracks(frame: Frame, rear_axle: FloatArray) -> FrameTracks:
 def resample_tracks(frames: Sequence[FrameTracks]) -> SampledTracks:
     """Resample 11 frames of 0.5 s to 51 samples of 0.1 s, linearly and track by track.
 
-    A track exists from its first to its last frame, gaps included. One that occurs in a single frame is there at all
-    samples. Size, type and whether it stands still are those of its first frame. The nominal times count, not the
-    stamps (pdm-scorer 2.7).
+    A track exists from its first to its last frame, gaps included. One that occurs in a single frame is there
+    at all samples. Size, type and whether it stands still are those of its first frame. The nominal times
+    count, not the stamps (pdm-scorer 2.7).
     """
     column: dict[str, int] = {}
     first_frame: list[tuple[int, int]] = []
@@ -160,7 +161,7 @@ def resample_tracks(frames: Sequence[FrameTracks]) -> SampledTracks:
 
 
 def _interpolate(knots: FloatArray, seen: NDArray[np.bool_]) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Poses (T, K, 3) and existence (T, K) from knots (F, K, 3); a sample on a knot uses the segment before it."""
+    """Poses (T, K, 3) and existence (T, K) from knots (F, K, 3); on a knot the segment before it counts."""
     num_frames, num_tracks = seen.shape
     poses = np.zeros((NUM_SAMPLES, num_tracks, 3))
     exists = np.zeros((NUM_SAMPLES, num_tracks), dtype=bool)
@@ -170,7 +171,7 @@ def _interpolate(knots: FloatArray, seen: NDArray[np.bool_]) -> tuple[FloatArray
     last = num_frames - 1 - np.argmax(seen[::-1], axis=0)
     single = first == last
 
-    # Frames on either side of every (sample, track): the last one seen strictly before and the next seen after.
+    # Frames on either side of every (sample, track): the last seen before it, the next seen at or after it.
     frame_index = np.arange(num_frames)[:, None]
     previous = np.maximum.accumulate(
         np.where(seen, frame_index, -1), axis=0
@@ -208,7 +209,7 @@ def _interpolate(knots: FloatArray, seen: NDArray[np.bool_]) -> tuple[FloatArray
 
 
 def _unwrap_seen(headings: FloatArray, seen: NDArray[np.bool_]) -> FloatArray:
-    """Headings (F, K) unwrapped over the frames in which a track was seen, as numpy.unwrap does over a list."""
+    """Headings (F, K) unwrapped over the frames in which a track was seen, by the rule of numpy.unwrap."""
     unwrapped = headings.copy()
     previous = np.zeros(headings.shape[1])
     correction = np.zeros(headings.shape[1])

@@ -1,11 +1,11 @@
 """PDM-Closed, the reference planner whose progress the score is measured against (pdm-scorer 2.6).
 
-Three paths (the centreline and its shifts by 1 m to either side) times five speed policies give 15 proposals; each is
-rolled out with the Intelligent Driver Model behind whatever leads it in the forecast. The proposals are simulated and
-scored like a model's trajectory, and the best one, continued to 5 s, is the reference.
+Three paths (the centreline and its shifts by 1 m to either side) times five speed policies give 15 proposals;
+each is rolled out with the Intelligent Driver Model behind whatever leads it in the forecast. The proposals
+are simulated and scored like a model's trajectory, and the best one, continued to 5 s, is the reference.
 
-All known quirks are kept: the record of the leading object is reused for the policies of a path without being reset,
-and is zero in the first step, so that every moving proposal brakes there.
+All known quirks are kept: the record of the leading object is reused for the policies of a path without being
+reset, and is zero in the first step, so that every moving proposal brakes there.
 
 Shape letters: Q = 5 policies of a path, S = 51 knots of 0.1 s.
 """
@@ -27,10 +27,10 @@ from drivefine_agent.constants import (
     SIM_INTERVAL_S,
 )
 from drivefine_agent.data.types import FloatArray
-from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
 from drivefine_agent.geometry.se2 import wrap_angle
 from drivefine_agent.scoring.centerline import Path
 from drivefine_agent.scoring.forecast import SAMPLES_PER_MAP, Forecast
+from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
 
 NUM_KNOTS = 51
 NUM_PLAN_STEPS = NUM_KNOTS - 1
@@ -130,7 +130,7 @@ class PathRollout:
         )
 
     def _find_leads(self, step: int) -> FloatArray:
-        """(Q, 3) records of the leading objects, in policy order because the record is carried from one to the next."""
+        """(Q, 3) records of the leading objects; in policy order, since one record serves them all."""
         map_index = step // SAMPLES_PER_MAP
         entries, entry_arc_lengths = self._entries_in_corridor(map_index)
         is_ahead = entry_arc_lengths[None, :] > self.arc_lengths[:, None]  # (Q, candidates)

@@ -1,18 +1,19 @@
-"""The route as the reference planner uses it: dictionaries of blocks and lanes, and the repair of a broken route.
+"""The route as the reference planner uses it: its blocks and lanes, and the repair of a broken one.
 
-A *block* is a roadblock or a roadblock connector of the map; the two alternate along a route. Blocks are looked up
-as NAVSIM does: as a roadblock first, else as a connector. See pdm-scorer 2.4.
+A *block* is a roadblock or a roadblock connector of the map; the two alternate along a route. Blocks are
+looked up as NAVSIM does: as a roadblock first, else as a connector. See pdm-scorer 2.4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import shapely
 
-from drivefine_agent.data.maps import Layer, LaneRecord, Map, RoadblockRecord
+from drivefine_agent.data.maps import LaneRecord, Layer, Map, RoadblockRecord
 from drivefine_agent.data.types import FloatArray
 from drivefine_agent.errors import SceneError
 from drivefine_agent.geometry.se2 import wrap_angle
@@ -41,7 +42,7 @@ def block_lanes(map_: Map, block: RoadblockRecord) -> list[LaneRecord]:
 
 
 def neighbour_blocks(map_: Map, block: RoadblockRecord, forward: bool) -> list[RoadblockRecord]:
-    """Blocks after (`forward`) or before a block; the neighbours of a roadblock are connectors and vice versa."""
+    """Blocks after (`forward`) or before a block; a roadblock's neighbours are connectors and vice versa."""
     ids = block.successors if forward else block.predecessors
     blocks = map_.roadblocks if block.is_connector else map_.roadblock_connectors
     return [blocks[block_id] for block_id in ids]
@@ -58,8 +59,8 @@ def load_route(map_: Map, block_ids: Iterable[str]) -> Route:
     for block_id in dict.fromkeys(block_ids):
         if block_id not in map_.roadblocks and block_id not in map_.roadblock_connectors:
             raise SceneError(
-                f"every block of a route must be in the map, got roadblock id {block_id!r}, which is neither a roadblock"
-                f" nor a roadblock connector of {map_.path}: check that logs and maps belong together"
+                f"every block of a route must be in the map, got id {block_id!r}, which is neither a"
+                f" roadblock nor a connector of {map_.path}: check that logs and maps belong together"
             )
         block = map_.roadblock(block_id)
         blocks[block.id] = block
@@ -75,7 +76,7 @@ def load_route(map_: Map, block_ids: Iterable[str]) -> Route:
 
 
 def nearest_vertex(lane: LaneRecord, pose: FloatArray) -> tuple[float, float]:
-    """Distance [m] and heading error [rad, not negative] between a pose (3,) and the nearest baseline vertex."""
+    """Distance [m] and absolute heading error [rad] between a pose (3,) and the nearest baseline vertex."""
     offset = lane.baseline - pose[:2]
     distance = np.sqrt((offset**2).sum(axis=-1))
     index = int(np.argmin(distance))
@@ -133,10 +134,10 @@ def search_blocks(
 ) -> list[RoadblockRecord] | None:
     """Breadth-first search over blocks; the path from `start` to the first target found, or None.
 
-    NAVSIM's search has no visited set: a block is queued once per parent, and of several parents at one depth the
-    last one counts. The same path is found here level by level, without the explosion: for every level the blocks
-    are kept once in the order of their first visit (which target is met first) and once in the order of their last
-    visit (which parent is the last).
+    NAVSIM's search has no visited set: a block is queued once per parent, and of several parents at one depth
+    the last one counts. The same path is found here level by level, without the explosion: for every level
+    the blocks are kept once in the order of their first visit (which target is met first) and once in the
+    order of their last visit (which parent is the last).
 
     Args:
       map_: the map.
@@ -146,7 +147,8 @@ def search_blocks(
       max_depth: deepest level that is looked at.
 
     Returns:
-      Blocks from `start` to the target in order of the search, so against the driving direction if not `forward`.
+      Blocks from `start` to the target in order of the search, so against the driving direction if not
+      `forward`.
     """
     targets = set(target_ids)
     first_order: dict[str, RoadblockRecord] = {start.id: start}
@@ -219,7 +221,7 @@ def _start_at_ego(map_: Map, blocks: list[RoadblockRecord], pose: FloatArray) ->
 def _close_gaps(map_: Map, blocks: list[RoadblockRecord]) -> list[RoadblockRecord]:
     """Insert the shortest connection where two consecutive blocks do not touch, if there is one."""
     closed = blocks[:1]
-    for block, following in zip(blocks, blocks[1:], strict=False):
+    for block, following in pairwise(blocks):
         if block.id not in following.predecessors:
             path = search_blocks(map_, block, [following.id], forward=True, max_depth=FORWARD_SEARCH_DEPTH)
             if path is not None:

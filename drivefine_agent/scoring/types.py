@@ -1,7 +1,7 @@
 """Records of the scorer: a scene ready to be scored, as flat arrays, and the result of scoring.
 
-Shape letters: P proposals, T = 51 samples of 0.1 s (0 to 5 s), K tracks, M map polygons, N centreline vertices.
-Everything is float64 in the global (UTM) frame of the map unless said otherwise.
+Shape letters: P proposals, T = 51 samples of 0.1 s (0 to 5 s), K tracks, M map polygons, N centreline
+vertices. Everything is float64 in the global (UTM) frame of the map unless said otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PolygonKind(IntEnum):
 
 @dataclass(frozen=True)
 class ScoringScene:
-    """One scene, ready to be scored under NAVSIM 1.1's rules. Arrays only: this is what the scene cache stores."""
+    """One scene, ready to be scored under NAVSIM 1.1's rules. Arrays only, so that it can be mapped."""
 
     token: str
     log_name: str
@@ -35,7 +35,7 @@ class ScoringScene:
     timestamp_us: int
 
     initial_state: FloatArray
-    """(11,) ego at t = 0; rear axle round-tripped through the centre pose (pdm-scorer 2.1); see StateIndex."""
+    """(11,) ego at t = 0; rear axle round-tripped through the centre (pdm-scorer 2.1); see StateIndex."""
     human_poses: FloatArray
     """(8, 3) the recorded driver's poses at 0.5 ... 4.0 s in the ego frame of t = 0."""
 
@@ -80,8 +80,8 @@ class ScoringScene:
     track_tokens: tuple[str, ...] = ()
     """(K,)."""
     track_poses: FloatArray | None = None
-    """(T, K, 3) centre x, y, heading of the boxes; zeros where absent. What the cache stores instead of corners; None
-    in scenes made by hand, which cannot be cached."""
+    """(T, K, 3) centre x, y, heading of the boxes; zeros where absent. What the cache stores instead of
+    corners; None in scenes made by hand, which cannot be cached."""
     track_sizes: FloatArray | None = None
     """(K, 2) length, width of the boxes [m]."""
 

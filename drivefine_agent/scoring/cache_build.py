@@ -1,0 +1,280 @@
+"""Filling a scene cache with several processes; a build that was stopped goes on where it was.
+
+The scenes are dealt out in portions, each of which becomes one shard. A worker reads the logs of its portion
+again instead of receiving frames from the parent. Only the manifest, written last, makes the folder a cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from drivefine_agent.data.logs import read_log
+from drivefine_agent.data.maps import load_map
+from drivefine_agent.data.scenes import SceneFilter, iter_windows
+from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.errors import DataError, SceneError
+from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.cache import (
+    MANIFEST_NAME,
+    SCENES_PER_SHARD,
+    SHARD_PATTERN,
+    DamagedShardError,
+    Shard,
+    ShardWriter,
+    next_shard_number,
+    read_manifest,
+    shard_name,
+    write_manifest,
+)
+
+LOCK_NAME = ".lock"
+PORTIONS_PER_WORKER = 4  # so that workers finish at about the same time
+_PROGRESS_INTERVAL_S = 0.2
+
+
+@dataclass(frozen=True)
+class SceneRef:
+    """A scene by its place in the logs, without its frames."""
+
+    token: str
+    log_path: Path
+    map_name: str
+    num_history_frames: int
+    num_future_frames: int
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The scenes of one shard."""
+
+    scenes: tuple[SceneRef, ...]
+    maps_root: Path
+    shard_path: Path
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did."""
+
+    num_built: int
+    num_kept: int
+    """Scenes that the folder already had."""
+    failures: Mapping[str, str]
+    """Scenes that could not be prepared, with the reason."""
+
+
+def scene_refs(windows: Iterable[SceneWindow]) -> list[SceneRef]:
+    """References to windows that were read from log files.
+
+    Raises:
+      ValueError: if a window does not say which file it was read from.
+    """
+    refs = []
+    for window in windows:
+        if window.log_path is None:
+            raise ValueError(f"window '{window.token}' has no log_path: cut it with data.scenes.load_scenes")
+        refs.append(
+            SceneRef(
+                token=window.token,
+                log_path=window.log_path,
+                map_name=window.map_name,
+                num_history_frames=window.num_history_frames,
+                num_future_frames=window.num_future_frames,
+            )
+        )
+    return refs
+
+
+def build_scene_cache(
+    scenes: Sequence[SceneRef],
+    maps_root: Path,
+    folder: Path,
+    *,
+    num_workers: int = 1,
+    overwrite: bool = False,
+    show_progress: bool = False,
+) -> BuildResult:
+    """Build a scene cache, or add to one the scenes it does not have.
+
+    Args:
+      scenes: what to build.
+      maps_root: NUPLAN_MAPS_ROOT.
+      folder: of the cache; made if it does not exist.
+      num_workers: processes; 1 builds in this one.
+      overwrite: build all scenes again; the cache's files are removed first.
+      show_progress: draw a progress bar over the scenes.
+
+    Returns:
+      Counts, and the scenes that could not be prepared. They are listed in the manifest and tried again next
+      time.
+
+    Raises:
+      DataError: if the folder holds something else, a log or map cannot be read, or another build is running.
+    """
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder):
+        if overwrite:
+            _remove_cache(folder)
+        kept, failures = _state(folder)
+        missing = [scene for scene in scenes if scene.token not in kept]
+        portions = _portions(missing, maps_root, folder, num_workers)
+        wanted = {scene.token for scene in missing}
+        failed_before = {token: reason for token, reason in failures.items() if token not in wanted}
+        failures = {}
+        with tqdm(
+            total=len(scenes),
+            initial=len(scenes) - len(missing),
+            desc="Preparing scenes",
+            unit="scene",
+            smoothing=0.05,
+            disable=not show_progress,
+        ) as bar:
+            if num_workers == 1 or len(portions) <= 1:
+                for portion in portions:
+                    failures.update(build_portion(portion, bar.update))
+            else:
+                failures.update(_build_in_processes(portions, num_workers, bar))
+        write_manifest(folder, {**failed_before, **failures})
+    return BuildResult(len(missing) - len(failures), len(scenes) - len(missing), failures)
+
+
+def build_portion(portion: Portion, advance: Any = None) -> dict[str, str]:
+    """Build the scenes of a portion and write their shard; returns the reasons of those that failed."""
+    writer = ShardWriter()
+    failures: dict[str, str] = {}
+    for window in _windows(portion.scenes):
+        try:
+            writer.add(build_scoring_scene(window, load_map(portion.maps_root, window.map_name)))
+        except SceneError as error:
+            failures[window.token] = str(error)
+        if advance is not None:
+            advance()
+    if len(writer):
+        writer.write(portion.shard_path)
+    return failures
+
+
+def _windows(scenes: Sequence[SceneRef]) -> Iterator[SceneWindow]:
+    """Cut the windows of scenes out of their logs, log by log."""
+    by_log: dict[tuple[Path, int, int], list[str]] = {}
+    for scene in scenes:
+        key = (scene.log_path, scene.num_history_frames, scene.num_future_frames)
+        by_log.setdefault(key, []).append(scene.token)
+    for (log_path, num_history, num_future), tokens in by_log.items():
+        scene_filter = SceneFilter(
+            num_history_frames=num_history,
+            num_future_frames=num_future,
+            frame_interval=1,
+            has_route=False,
+            tokens=tuple(tokens),
+        )
+        windows = list(iter_windows(read_log(log_path), scene_filter, log_path))
+        if len(windows) != len(tokens):
+            raise DataError(f"a log changed while its scenes were being prepared: {log_path}; start again")
+        yield from windows
+
+
+def _portions(scenes: Sequence[SceneRef], maps_root: Path, folder: Path, num_workers: int) -> list[Portion]:
+    size = -(-len(scenes) // (PORTIONS_PER_WORKER * num_workers)) if num_workers > 1 else SCENES_PER_SHARD
+    size = max(1, min(SCENES_PER_SHARD, size))
+    first = next_shard_number(folder)
+    return [
+        Portion(tuple(scenes[start : start + size]), maps_root, folder / shard_name(first + index))
+        for index, start in enumerate(range(0, len(scenes), size))
+    ]
+
+
+# How many scenes the worker processes have finished, shared with their parent; set when a process starts.
+_finished: Any = None
+
+
+def _start_worker(finished: Any) -> None:
+    global _finished
+    _finished = finished
+
+
+def _count_one() -> None:
+    with _finished.get_lock():
+        _finished.value += 1
+
+
+def _build_in_worker(portion: Portion) -> dict[str, str]:
+    return build_portion(portion, _count_one)
+
+
+def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any) -> dict[str, str]:
+    """Build portions in new processes (spawned, so that no thread or lock of this one is inherited)."""
+    context = multiprocessing.get_context("spawn")
+    finished = context.Value("q", 0)
+    shown = 0
+    failures: dict[str, str] = {}
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (finished,)) as pool:
+        pending: set[Future[dict[str, str]]] = {
+            pool.submit(_build_in_worker, portion) for portion in portions
+        }
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=_PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
+                bar.update(finished.value - shown)
+                shown = finished.value
+                for future in done:
+                    failures.update(future.result())
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process died (killed, or out of memory); finished shards are kept: start again,"
+                " with fewer num_workers if memory is short"
+            ) from error
+        finally:
+            for future in pending:
+                future.cancel()
+    return failures
+
+
+def _state(folder: Path) -> tuple[set[str], dict[str, str]]:
+    """Scenes in the folder's shards and scenes that failed before; damaged shards of ours are removed.
+
+    Raises:
+      DataError: if the folder holds a foreign file under the name of a shard or manifest, or another version.
+    """
+    failures: dict[str, str] = {}
+    if (folder / MANIFEST_NAME).exists():
+        failures = read_manifest(folder)["failures"]
+    tokens: set[str] = set()
+    for path in sorted(folder.glob(SHARD_PATTERN)):
+        try:
+            tokens.update(Shard(path).tokens)
+        except DamagedShardError as error:
+            tqdm.write(f"building again what was in a damaged file ({error})")
+            path.unlink()
+    return tokens, failures
+
+
+def _remove_cache(folder: Path) -> None:
+    """Remove a cache's files and nothing else."""
+    for path in [folder / MANIFEST_NAME, *folder.glob(SHARD_PATTERN)]:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Keep other builds out of a folder; the lock ends with the process, however it ends."""
+    with (folder / LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another build is writing into {folder}: wait for it, or choose another folder"
+            ) from error
+        yield

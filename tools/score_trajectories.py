@@ -1,0 +1,128 @@
+r"""Score given trajectories: a Parquet file in, a Parquet file with sub-scores and scores out.
+
+    python tools/score_trajectories.py benchmark=navsim_v1 trajectories=IN.parquet output=OUT.parquet \
+        metric_cache_path=CACHE
+    python tools/score_trajectories.py benchmark=navsim_v1 trajectories=IN.parquet output=OUT.parquet \
+        dataset_root=DATASET train_test_split=test
+
+Scenes come from a scene cache (tools/build_scene_cache.py), or are prepared on the fly from logs and maps.
+In: columns token, trajectory_id, poses (24 numbers: 8 poses of x, y, heading of the rear axle in the ego
+frame of t = 0, 0.5 s apart). Out: token, trajectory_id, error, and NAVSIM's columns. A row that cannot be
+scored has its reason in `error` and NaN in the metrics; the other rows are scored. All keys:
+navsim_configs/score_trajectories.yaml.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import hydra
+import pandas as pd
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from drivefine_agent.data.maps import load_map
+from drivefine_agent.data.scenes import SceneDataWarning, SceneFilter, load_scenes
+from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.errors import DataError, DriveFineError
+from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.trajectory_file import (
+    METRIC_COLUMNS,
+    SceneLookup,
+    read_trajectories,
+    score_trajectories,
+    write_scores,
+)
+from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.cache import RULES, SceneCache
+from drivefine_agent.scoring.types import ScoringScene
+
+
+def scene_lookup(config: DictConfig, tokens: list[str]) -> SceneLookup:
+    """Where prepared scenes come from: the cache if one is named, else logs and maps."""
+    if config.metric_cache_path is not None:
+        return SceneCache(config.metric_cache_path).__getitem__
+    windows, maps_root = _windows(config, tokens)
+    by_token = {window.token: window for window in windows}
+
+    def find(token: str) -> ScoringScene:
+        if token not in by_token:
+            raise KeyError(f"scene '{token}' is not in the logs (or in the split): check the token")
+        window = by_token[token]
+        return build_scoring_scene(window, load_map(maps_root, window.map_name))
+
+    return find
+
+
+def _windows(config: DictConfig, tokens: list[str]) -> tuple[list[SceneWindow], Path]:
+    """The windows of the split if one is named, else those of the tokens in all logs; and the map folder."""
+    if config.train_test_split is not None:
+        keys = DatasetKeys(
+            train_test_split=str(config.train_test_split),
+            dataset_root=config.dataset_root,
+            navsim_log_path=config.navsim_log_path,
+            original_sensor_path=".",  # no images are read
+            maps_root=config.maps_root,
+            splits_path=config.splits_path,
+        )
+        scenes = load_split_scenes(keys, show_progress=config.progress)
+        if scenes.maps_root is None:
+            raise DataError(
+                "no map folder is known: set maps_root, dataset_root or the variable NUPLAN_MAPS_ROOT"
+            )
+        return list(scenes.windows), scenes.maps_root
+    if config.navsim_log_path is None or config.maps_root is None:
+        raise DataError(
+            "scenes are needed to score against: give metric_cache_path (a scene cache), or train_test_split"
+            " with a dataset, or navsim_log_path and maps_root"
+        )
+    scene_filter = SceneFilter(frame_interval=1, has_route=False, tokens=tuple(dict.fromkeys(tokens)))
+    with warnings.catch_warnings():  # a token without a scene becomes the error of its rows
+        warnings.simplefilter("ignore", SceneDataWarning)
+        windows = load_scenes(
+            config.navsim_log_path, scene_filter, on_missing="warn", show_progress=config.progress
+        )
+    return windows, Path(config.maps_root)
+
+
+def score(config: DictConfig) -> pd.DataFrame:
+    """Trajectories in, scores out."""
+    if config.benchmark.name != RULES:
+        raise DataError(
+            f"trajectories are scored under the benchmark '{RULES}', got '{config.benchmark.name}'"
+        )
+    trajectories = read_trajectories(Path(config.trajectories))
+    find_scene = scene_lookup(config, list(trajectories["token"]))
+    scores = score_trajectories(trajectories, find_scene, show_progress=config.progress)
+    write_scores(scores, Path(config.output))
+    return scores
+
+
+def print_summary(scores: pd.DataFrame, output: str) -> None:
+    """Means of what was scored, and the first reasons for what was not."""
+    failed = scores["error"].notna()
+    print(f"{output}: {int((~failed).sum())} of {len(scores)} trajectories scored")
+    if not failed.all():
+        print(
+            "  mean  "
+            + "  ".join(f"{name} {scores.loc[~failed, name].mean():.4f}" for name in METRIC_COLUMNS)
+        )
+    for reason, count in scores.loc[failed, "error"].value_counts().head(5).items():
+        print(f"  {count} x {reason}")
+
+
+@hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="score_trajectories")
+def main(config: DictConfig) -> None:
+    """Convert errors made for people into one line; everything else is a bug and keeps its traceback."""
+    try:
+        scores = score(config)
+    except (DriveFineError, OmegaConfBaseException, HydraException) as error:
+        sys.exit(f"error: {error}")
+    print_summary(scores, config.output)
+
+
+if __name__ == "__main__":
+    main()
