@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -172,12 +172,11 @@ def score_v1(scene: ScoringScene, poses: ArrayLike) -> SubScoresV1:
       TrajectoryError: if the shape is wrong or a row is not finite, or leads to states that are not; names
         the row.
     """
-    array = np.asarray(poses)
-    if array.ndim != 3 or array.shape[1:] != _POSES_SHAPE or array.dtype.kind not in "fiu":
+    array = _as_array(poses)
+    if array is None or array.ndim != 3 or array.shape[1:] != _POSES_SHAPE:
         raise TrajectoryError(
-            f"expected numeric poses of shape (P, {NUM_POSES}, {NUM_POSE_FIELDS}), "
-            f"got {array.dtype} of shape {array.shape} for scene {scene.token!r}: "
-            "resample to 0.5 s before scoring"
+            f"expected numeric poses of shape (P, {NUM_POSES}, {NUM_POSE_FIELDS}), got {_described(poses)} "
+            f"for scene {scene.token!r}: resample to 0.5 s before scoring"
         )
     array = array.astype(np.float64)
     finite = np.isfinite(array).all(axis=(1, 2))
@@ -237,15 +236,32 @@ def _score_against_reference(scene: ScoringScene, states: FloatArray) -> SubScor
     )
 
 
+def _as_array(given: ArrayLike) -> NDArray[Any] | None:
+    """The given numbers as an array; None where they are not numbers or have no common shape."""
+    try:
+        array = np.asarray(given)
+    except ValueError:  # nested lists of unequal lengths
+        return None
+    return array if array.dtype.kind in "fiu" else None
+
+
+def _described(given: ArrayLike) -> str:
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        return "nested lists of unequal lengths"
+    return f"{array.dtype} of shape {array.shape}"
+
+
 def _row_error(given: ArrayLike, row: int, token: str) -> str | None:
-    array = np.asarray(given)
-    if array.shape != _POSES_SHAPE or array.dtype.kind not in "fiu":
+    array = _as_array(given)
+    if array is None or array.shape != _POSES_SHAPE:
         return (
-            f"expected numeric poses of shape {_POSES_SHAPE}, got {array.dtype} of shape {array.shape} "
+            f"expected numeric poses of shape {_POSES_SHAPE}, got {_described(given)} "
             f"in row {row} for scene {token!r}: resample to 0.5 s before scoring"
         )
     if not np.isfinite(array).all():
-        return _not_finite_message(np.asarray(array)[None], 0, token, row)
+        return _not_finite_message(array[None], 0, token, row)
     return None
 
 
