@@ -158,13 +158,13 @@ def run_evaluation(
     """
     if not windows:
         raise DataError("an evaluation needs at least one scene, the split gave none")
+    cache = SceneCache(settings.scene_cache_path) if settings.scene_cache_path is not None else None
     identity = identify(settings, agent, windows)
     log = OutcomeLog(settings.output_dir / "outcomes", configuration_hash(identity))
     done = dict(log.outcomes) if settings.resume else {}
     num_resumed = sum(1 for window in windows if window.token in done and done[window.token].is_valid)
     if num_resumed:
         LOGGER.info("%d of %d scenes are taken over from %s", num_resumed, len(windows), log.path)
-    cache = SceneCache(settings.scene_cache_path) if settings.scene_cache_path is not None else None
     scenes = SceneSource(cache, settings.maps_root)
     started = time.perf_counter()
     if num_resumed < len(windows):

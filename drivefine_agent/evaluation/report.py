@@ -161,7 +161,7 @@ def _agents_table(summaries: Sequence[AgentSummary], entries: Sequence[AgentEntr
         )
     return (
         f'<div class="panel"><table><thead><tr><th scope="col">Agent</th><th scope="col">valid</th>{head}'
-        f'<th scope="col" style="text-align:left">PDMS minus {escape(base)}, 95 % interval</th></tr></thead>'
+        f'<th scope="col" style="text-align:left">PDMS − {escape(base)}, 95 % interval</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -174,10 +174,10 @@ def _interval_cell(interval: Interval | None, reach: float) -> str:
     """A drawn interval around a zero line, and the numbers."""
     if interval is None:
         return '<span class="note">reference of the comparison</span>'
-    width, height, middle = 150, 18, 75
+    width, height, middle = 120, 18, 60
 
     def place(value: float) -> float:
-        return middle + 68 * value / reach
+        return middle + 53 * value / reach
 
     low, mean, high = place(interval.low), place(interval.mean), place(interval.high)
     colour = "#5d6773"
@@ -260,8 +260,8 @@ def _scatter(before: np.ndarray, after: np.ndarray) -> str:
 
 def _legend(paths: Sequence[LegendPath]) -> str:
     lines = [
-        f'<li><i{" class=dashed" if path.is_dashed else ""} style="border-color:{path.colour}"></i>'
-        f"{escape(path.label)}</li>"
+        f'<li><svg width="34" height="6"><line x2="34" y1="3" y2="3" stroke="{path.colour}" stroke-width="4" '
+        f'stroke-dasharray="{"8 5" if path.is_dashed else "none"}"/></svg>{escape(path.label)}</li>'
         for path in paths
     ]
     boxes = [
@@ -277,7 +277,7 @@ def _legend(paths: Sequence[LegendPath]) -> str:
         (AREA_COLOURS["crosswalk"], "crosswalk"),
         (AREA_COLOURS["red_light"], "connector with red light"),
     ]
-    squares = [f'<li><i class="box" style="background:{colour}"></i>{label}</li>' for colour, label in boxes]
+    squares = [f'<li><i style="background:{colour}"></i>{label}</li>' for colour, label in boxes]
     return (
         f'<ul class="legend">{"".join(lines)}</ul><ul class="legend">{"".join(squares)}</ul>'
         '<p class="note">From above, the ego vehicle drives upwards; a dot is a pose (every 0.5 s), the '
@@ -321,7 +321,7 @@ def _score_cell(name: str, value: float) -> str:
     if name == "ego_progress":
         return f"<td{' class=zero' if value == 0.0 else ''}>{100 * value:.1f}</td>"
     kind = {0.0: "zero", 0.5: "half", 1.0: "one"}[value]
-    return f'<td class="{kind}">{value:g}</td>'
+    return f'<td class="{kind}">{100 * value:.0f}</td>'
 
 
 def _embed(content: bytes, kind: str) -> str:

@@ -25,7 +25,8 @@ th, td { padding: 9px 12px; text-align: right; white-space: nowrap; border-top: 
 thead th { border-top: 0; color: var(--soft); font-weight: 600; font-size: 0.85rem; }
 th:first-child, td:first-child { text-align: left; }
 tbody th { font-weight: 600; }
-tbody th small { display: block; font-weight: 400; color: var(--soft); font-size: 0.8rem; }
+tbody th small { display: block; font-weight: 400; color: var(--soft); font-size: 0.8rem;
+  white-space: normal; max-width: 200px; line-height: 1.3; }
 tr.main th, tr.main td { background: #eef5fa; }
 td.score { font-weight: 700; }
 td.interval { text-align: left; }
@@ -35,11 +36,9 @@ td.interval svg { vertical-align: middle; margin-right: 10px; }
 .columns > div { flex: 1 1 320px; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 20px; margin: 12px 0 0; padding: 0; list-style: none;
   font-size: 0.9rem; color: var(--soft); }
-.legend i { display: inline-block; width: 26px; height: 0; margin-right: 7px; vertical-align: middle;
-  border-top: 4px solid; border-radius: 2px; }
-.legend i.dashed { border-top-style: dashed; }
-.legend i.box { height: 13px; border: 0; border-radius: 3px; width: 18px;
-  outline: 1px solid rgba(0,0,0,0.08); }
+.legend svg { margin-right: 7px; vertical-align: middle; }
+.legend i { display: inline-block; width: 18px; height: 13px; margin-right: 7px; vertical-align: middle;
+  border-radius: 3px; outline: 1px solid rgba(0,0,0,0.08); }
 article { background: var(--paper); border: 1px solid var(--line); border-radius: 14px; margin: 22px 0;
   overflow: hidden; break-inside: avoid; }
 article header { display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: baseline;
