@@ -139,17 +139,7 @@ def scene_from_window(window: SceneWindow, front_image: NDArray[np.uint8] | None
 
 
 def human_poses(window: SceneWindow) -> NDArray[np.float64]:
-    """(8, 3) what the recorded driver did, in the ego frame of now.
-
-    Raises:
-      DataError: the window has fewer than 8 future frames.
-    """
-    if window.num_future_frames < NUM_POSES:
-        raise DataError(
-            f"a demonstration needs {NUM_POSES} future frames, got {window.num_future_frames}, "
-            f"scene {window.token} of {window.log_path or window.log_name}: "
-            "set num_future_frames of the scene filter"
-        )
+    """(8, 3) what the recorded driver did, in the ego frame of now; `DataError` if the window ends too early."""
     return future_poses(window, NUM_POSES)
 
 

@@ -1,13 +1,13 @@
 """Training state on disk: safetensors and JSON only, written atomically, restored bit for bit.
 
-    <run>/checkpoints/step_0000120/
+    <run>/checkpoints/1_generator_0000120/
         weights.safetensors     every tensor of the model's state
-        optimizer.safetensors   AdamW's moments, `<parameter name>/<moment>`, and its step counters
+        optimizer.safetensors   AdamW's moments and step counters, `<parameter name>/<moment>`
         average.safetensors     the running average of the weights
         state.json              phase, step, and what else the script wants to keep
 
-A checkpoint is complete when its folder has its final name. Random numbers need no entry: every draw of
-training comes from a generator seeded by (seed, purpose, step), see `seeds.py`.
+A checkpoint is complete when its folder has its final name; the newest is the last by name. Random numbers
+need no entry: every draw of training comes from a generator seeded by (seed, purpose, step), see `seeds.py`.
 """
 
 from __future__ import annotations
@@ -27,23 +27,21 @@ from torch import Tensor, nn
 from drivefine_agent.errors import DataError
 from drivefine_agent.training.optimization import WeightAverage
 
-_PREFIX = "step_"
-
 
 def save_checkpoint(
     folder: Path,
-    step: int,
+    name: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,
     state: Mapping[str, Any],
     keep: int = 1,
 ) -> Path:
-    """Writes checkpoint `step` below `folder` and removes all but the `keep` newest ones.
+    """Writes checkpoint `name` below `folder` and removes all but the `keep` newest ones.
 
     Args:
       folder: the run's checkpoint folder.
-      step: number of finished optimizer steps over the whole run.
+      name: later checkpoints have later names, in alphabetical order.
       model: its full state is stored (shared tensors once per name).
       optimizer: built by `build_optimizer`.
       average: running average of the weights.
@@ -53,8 +51,7 @@ def save_checkpoint(
     Returns:
       The checkpoint's folder.
     """
-    target = folder / f"{_PREFIX}{step:07d}"
-    part = folder / f".{target.name}.part"
+    target, part = folder / name, folder / f".{name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_file(
@@ -63,7 +60,7 @@ def save_checkpoint(
     )
     save_file(_optimizer_tensors(optimizer), part / "optimizer.safetensors")
     save_file({k: v.clone().contiguous() for k, v in average.state().items()}, part / "average.safetensors")
-    record = {"step": step, "average_updates": average.num_updates, **state}
+    record = {**state, "average_updates": average.num_updates}
     (part / "state.json").write_text(json.dumps(record, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(part, target)
@@ -74,7 +71,7 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints below `folder`, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
+    return sorted(path.parent for path in folder.glob("[!.]*/state.json"))
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -87,6 +84,18 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         ) from error
 
 
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Restores the model alone, in place.
+
+    Raises:
+      DataError: the file is missing or damaged, or does not belong to this model.
+    """
+    try:
+        model.load_state_dict(load_file(checkpoint / "weights.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(_misfit(checkpoint, error)) from error
+
+
 def load_checkpoint(
     checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage
 ) -> None:
@@ -95,15 +104,19 @@ def load_checkpoint(
     Raises:
       DataError: a file is missing or damaged, or does not belong to this model and optimizer.
     """
+    load_weights(checkpoint, model)
     try:
-        model.load_state_dict(load_file(checkpoint / "weights.safetensors"))
         _load_optimizer_tensors(optimizer, load_file(checkpoint / "optimizer.safetensors"))
         average.load(load_file(checkpoint / "average.safetensors"), load_state(checkpoint)["average_updates"])
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DataError(
-            f"checkpoint {checkpoint} is damaged or not of this model and configuration: {error}. "
-            "Resume with the configuration it was written with, or start in a new output_dir"
-        ) from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(_misfit(checkpoint, error)) from error
+
+
+def _misfit(checkpoint: Path, error: Exception) -> str:
+    return (
+        f"checkpoint {checkpoint} is damaged or not of this model and configuration: {error}. "
+        "Resume with the configuration it was written with, or start in a new output_dir"
+    )
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,39 +53,36 @@ def learning_rate_factor(step: int, num_steps: int, warmup_share: float, final_s
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    group_of: Callable[[str], str],
-    config: OptimizerConfig,
+    parameters: Mapping[str, nn.Parameter], group_of: Callable[[str], str], config: OptimizerConfig
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that want a gradient, one group per (kind, decayed or not).
+    """AdamW over named parameters, one group per (kind, decayed or not).
 
     Args:
-      named_parameters: as `model.named_parameters()` gives them.
+      parameters: what to train, by name.
       group_of: parameter name to "language", "vision" or "action".
       config: rates and decay.
 
     Each group carries `peak_lr` for `set_learning_rate` and `names`, the parameters' names in order, for
     checkpoints.
     """
+    if not parameters:
+        raise ValueError("nothing to train: no parameter was given")
     factor = {"language": 1.0, "vision": config.vision_factor, "action": config.action_factor}
-    groups: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            kind = group_of(name)
-            decays = config.weight_decay > 0 and parameter.ndim >= 2 and kind != "action"
-            groups.setdefault((kind, decays), []).append((name, parameter))
-    if not groups:
-        raise ValueError("nothing to train: no parameter wants a gradient")
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name, parameter in parameters.items():
+        kind = group_of(name)
+        decays = config.weight_decay > 0 and parameter.ndim >= 2 and kind != "action"
+        groups.setdefault((kind, decays), []).append(name)
     return torch.optim.AdamW(
         [
             {
-                "params": [parameter for _, parameter in members],
-                "names": [name for name, _ in members],
+                "params": [parameters[name] for name in names],
+                "names": names,
                 "lr": config.learning_rate * factor[kind],
                 "peak_lr": config.learning_rate * factor[kind],
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
-            for (kind, decays), members in sorted(groups.items())
+            for (kind, decays), names in sorted(groups.items())
         ],
         betas=config.betas,
     )
@@ -97,9 +94,32 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters the optimizer holds."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def optimizer_step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, average: WeightAverage, max_grad_norm: float
+) -> float:
+    """Backward pass, clipping, update, weight average.
+
+    Returns:
+      The gradient's norm before clipping.
+
+    Raises:
+      FloatingPointError: loss or gradient is not finite; nothing has been updated then.
+    """
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss must be finite, got {loss.item()}: lower learning_rate or check the data"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient must be finite, got norm {norm} at loss {loss.item()}: lower learning_rate"
+        )
+    optimizer.step()
+    average.update()
+    return norm
 
 
 class WeightAverage:
@@ -109,13 +129,13 @@ class WeightAverage:
     soon forgotten.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        """Averages the parameters of `model` that want a gradient; decay 0 keeps the last iterate."""
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        """Starts from the present values of `parameters`; decay 0 keeps the last iterate."""
         if not 0 <= decay < 1:
             raise ValueError(f"the weight average's decay must lie in [0, 1), got {decay}")
         self.decay = decay
         self.num_updates = 0
-        self._live = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._live = dict(parameters)
         self.averages = {name: value.detach().clone() for name, value in self._live.items()}
 
     @torch.no_grad()

@@ -1,0 +1,170 @@
+"""What a supervised run can be told; every default is here, the YAML files hold only what a run changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from drivefine_agent.data.dataset_paths import DatasetPaths
+from drivefine_agent.diffusion.losses import LossWeightName
+from drivefine_agent.diffusion.masking import NoiseName
+from drivefine_agent.training.corruptions import DEFAULT_SHARES
+from drivefine_agent.training.optimization import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model to train."""
+
+    preset: Literal["tiny", "debug", "llada_8b"] = "tiny"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of DriveFineConfig to set differently, such as n_refine."""
+    init_from: str | None = None
+    """Folder of a DriveFine checkpoint to start from; None: random weights."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Changes of training scenes; see `augmentation.py`."""
+
+    mirror_probability: float = 0.0
+    """Share of scene visits with left and right exchanged; also shows traffic on the other side."""
+    light_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and colour."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("mirror_probability", "light_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Supervised training of vision tower, language model and generation expert (complementary masking)."""
+
+    num_epochs: int = 12
+    batch_size: int = 64
+    """Scenes per step."""
+    pairs_per_scene: int = 1
+    """Complementary pairs of masked answers per scene and step; they share the scene's image and prompt."""
+    noise: NoiseName = "bernoulli"
+    """How slots are masked, see `sample_masks`."""
+    loss_weight: LossWeightName = "uniform"
+    """How slots are weighted, see `masked_pair_weights`."""
+    label_smoothing_bins: float = 0.0
+    """Width of the targets [bins], see `answer_cross_entropy`."""
+    average_decay: float = 0.0
+    """Of the running average of the weights; 0 keeps the last iterate."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("num_epochs", "batch_size", "pairs_per_scene"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """Warm start of the refinement expert on spoilt demonstrations; everything else is frozen."""
+
+    num_epochs: int = 1
+    """0 leaves the refinement expert a copy of the generation expert's last blocks."""
+    batch_size: int = 64
+    """Scenes per step."""
+    rows_per_scene: int = 5
+    """Spoilt answers per scene and step; 5 gives every batch the exact shares."""
+    shares: tuple[float, ...] = DEFAULT_SHARES
+    """Of identity, own sample, outlier, drift."""
+    min_temperature: float = 0.7
+    max_temperature: float = 1.2
+    """Own samples are decoded at a temperature drawn uniformly from this range for each step."""
+    num_denoising_steps: int = 12
+    """Of the own samples."""
+    label_smoothing_bins: float = 0.0
+    average_decay: float = 0.0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name, least in (("num_epochs", 0), ("batch_size", 1), ("rows_per_scene", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.min_temperature <= self.max_temperature:
+            raise ValueError(
+                "expected 0 < min_temperature <= max_temperature, "
+                f"got {self.min_temperature} and {self.max_temperature}"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything else about a run."""
+
+    seed: int = 0
+    """Of initialisation, order, masks, augmentation and samples: all of them follow from it."""
+    device: str = "cpu"
+    num_threads: int | None = None
+    """Torch's threads; None: all cores."""
+    checkpoint_every: int = 200
+    """Optimizer steps between checkpoints; one more is written at each phase's end."""
+    log_every: int = 10
+    """Optimizer steps between entries in TensorBoard."""
+    validate_every_epochs: int = 1
+    num_denoising_steps: int = 12
+    """Of the held-out planning metric."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("checkpoint_every", "log_every", "validate_every_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainSFTConfig:
+    """Configuration of `tools/train_sft.py`."""
+
+    output_dir: str
+    """The run's folder: checkpoints, TensorBoard, and at the end `model/`."""
+    experiment_name: str = "drivefine_sft"
+    """NAVSIM's key; part of the default output_dir."""
+    train_test_split: str = "world_train"
+    """Split to learn from: a name below the dataset's `splits`, or the path of its YAML."""
+    validation_split: str = "world_val"
+    """Split to hold out."""
+    dataset_root: str | None = None
+    """Folder with navsim_logs, sensor_blobs and splits; None: OPENSCENE_DATA_ROOT."""
+    splits_path: str | None = None
+    """Folder with train_test_split/<name>.yaml; None: `splits` of the dataset."""
+    max_scenes: int | None = None
+    """Use only so many training scenes, evenly spread."""
+    max_validation_scenes: int | None = 256
+    """Use only so many validation scenes, evenly spread."""
+    tile_cache_path: str | None = None
+    """Where image tiles are kept between runs; None: `tiles` in output_dir."""
+    model: ModelChoice = field(default_factory=ModelChoice)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def paths(self) -> DatasetPaths:
+        """The dataset's folders."""
+        return dataset_paths(self.dataset_root, self.splits_path)
+
+
+def dataset_paths(dataset_root: str | None, splits_path: str | None) -> DatasetPaths:
+    """A dataset's folders: below a root, or where NAVSIM's environment variables say.
+
+    Args:
+      dataset_root: None: OPENSCENE_DATA_ROOT.
+      splits_path: None: `splits` of the dataset.
+    """
+    paths = DatasetPaths.from_environment() if dataset_root is None else DatasetPaths.from_root(dataset_root)
+    return paths if splits_path is None else replace(paths, splits=Path(splits_path))

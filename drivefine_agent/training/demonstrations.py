@@ -1,0 +1,150 @@
+"""Scenes as arrays to learn from: everything a training step needs is one index away.
+
+Images are tiles in a memory-mapped array, prompts and answers are token ids made once. A batch is assembled
+by indexing in the training process itself: on few cores that beats worker processes, which would spend the
+time copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drivefine_agent.model.tiles import TileSpec
+from drivefine_agent.navsim_inputs import human_poses, observation_from_window
+from drivefine_agent.prompt import PromptBuilder, pad_contexts
+from drivefine_agent.tokenizer import ClipCounts
+from drivefine_agent.training.augmentation import jitter_light, mirror_motion, mirror_poses, mirror_tiles
+from drivefine_agent.training.config import AugmentationConfig
+from drivefine_agent.training.scenes import SplitScenes
+from drivefine_agent.training.tile_cache import load_tiles
+
+
+class Batch(NamedTuple):
+    """B scenes on the model's device."""
+
+    tiles: Tensor
+    """(B, T, S, S, 3) uint8."""
+    context_ids: Tensor
+    """(B, C) token ids, right-padded."""
+    context_lengths: Tensor | None
+    """(B,), None where nothing is padded."""
+    actions: Tensor
+    """(B, 24) action ids of the demonstrations."""
+    poses: NDArray[np.float64]
+    """(B, 8, 3) the demonstrations themselves."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        lengths = None if self.context_lengths is None else self.context_lengths.to(device)
+        return Batch(
+            self.tiles.to(device), self.context_ids.to(device), lengths, self.actions.to(device), self.poses
+        )
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """N scenes with what their drivers did. Second axes of length 2: as recorded, mirrored."""
+
+    tokens: tuple[str, ...]
+    tiles: NDArray[np.uint8]
+    """(N, T, S, S, 3), memory-mapped."""
+    tile_spec: TileSpec
+    context_ids: NDArray[np.int64]
+    """(N, 2, C) padded token ids."""
+    context_lengths: NDArray[np.int64] | None
+    """(N, 2), None where nothing is padded."""
+    poses: NDArray[np.float64]
+    """(N, 2, 8, 3)."""
+    actions: NDArray[np.int64]
+    """(N, 2, 24) action ids."""
+    clipped: ClipCounts
+    """Demonstrations outside the action tables; as recorded only."""
+    num_clipped_inputs: int
+    """Prompt numbers outside the action tables; as recorded only."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(
+        self,
+        index: Sequence[int] | NDArray[np.int64],
+        augmentation: AugmentationConfig | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """The scenes `index`, changed at random if asked for.
+
+        Args:
+          index: (B,) positions in the set.
+          augmentation: None: scenes as recorded.
+          generator: random numbers of the augmentation.
+        """
+        rows = np.asarray(index)
+        is_mirrored = np.zeros(len(rows), dtype=bool)
+        tiles = self.tiles[rows]  # a copy, in memory
+        if augmentation is not None:
+            is_mirrored = (
+                torch.rand(len(rows), generator=generator) < augmentation.mirror_probability
+            ).numpy()
+            tiles[is_mirrored] = mirror_tiles(tiles[is_mirrored], self.tile_spec)
+        images = torch.from_numpy(tiles)
+        if augmentation is not None and augmentation.light_jitter > 0:
+            assert generator is not None
+            images = jitter_light(images, augmentation.light_jitter, generator)
+        side = is_mirrored.astype(np.int64)
+        lengths = None if self.context_lengths is None else torch.from_numpy(self.context_lengths[rows, side])
+        return Batch(
+            images,
+            torch.from_numpy(self.context_ids[rows, side]),
+            lengths,
+            torch.from_numpy(self.actions[rows, side]),
+            self.poses[rows, side],
+        )
+
+
+def load_demonstrations(
+    scenes: SplitScenes, prompts: PromptBuilder, tile_folder: Path, show_progress: bool = True
+) -> Demonstrations:
+    """Turns the scenes of a split into arrays.
+
+    Args:
+      scenes: the split.
+      prompts: writes prompts in the model's format.
+      tile_folder: where tiles are kept between runs.
+      show_progress: draw a progress bar while images are read.
+
+    Raises:
+      DataError: a scene has no 4 s of future, or its image is missing or damaged.
+    """
+    tiles = load_tiles(
+        tile_folder, scenes.windows, scenes.sensor_root, prompts.config.tiles, show_progress=show_progress
+    )
+    placeholder = np.zeros((1, 1, 3), dtype=np.uint8)  # the image itself is in the tiles
+    observations = [observation_from_window(window, placeholder) for window in scenes.windows]
+    recorded = [prompts.context(observation) for observation in observations]
+    mirrored = [prompts.context(mirror_motion(observation)) for observation in observations]
+    pad_id = prompts.config.text_config.pad_token_id or 0
+    ids, lengths = pad_contexts(
+        [context.ids for pair in zip(recorded, mirrored, strict=True) for context in pair], pad_id
+    )
+    poses = np.stack([human_poses(window) for window in scenes.windows])  # (N, 8, 3)
+    both = np.stack([poses, mirror_poses(poses)], axis=1)  # (N, 2, 8, 3)
+    count = len(scenes.windows)
+    return Demonstrations(
+        tokens=tuple(window.token for window in scenes.windows),
+        tiles=tiles,
+        tile_spec=prompts.config.tiles,
+        context_ids=ids.reshape(count, 2, -1),
+        context_lengths=None if lengths is None else lengths.reshape(count, 2),
+        poses=both,
+        actions=prompts.action_tokenizer.encode(both),
+        clipped=prompts.action_tokenizer.count_clipped(poses),
+        num_clipped_inputs=sum(context.num_clipped for context in recorded),
+    )

@@ -1,0 +1,46 @@
+"""The model that a training configuration asks for, with its tokenizers and prompt format."""
+
+from __future__ import annotations
+
+import torch
+
+from drivefine_agent.diffusion.decoding import DecodingOptions
+from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.drivefine_model import DriveFineModel
+from drivefine_agent.model.text_tokenizer import TextTokenizer
+from drivefine_agent.planner import Planner
+from drivefine_agent.training.config import ModelChoice
+from drivefine_agent.training.seeds import derived_seed
+
+
+def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "cpu") -> Planner:
+    """A planner around a checkpoint, or around a preset with random weights that follow from the seed.
+
+    Raises:
+      ValueError: an override is no field of the model's configuration, or both a checkpoint and overrides are
+        given. DataError: the checkpoint is missing or damaged.
+    """
+    if choice.init_from is not None:
+        if choice.overrides:
+            raise ValueError(
+                f"a checkpoint fixes the model's shape: model.overrides must be empty with model.init_from, "
+                f"got {sorted(choice.overrides)}"
+            )
+        return Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
+    if choice.preset == "llada_8b":
+        raise ValueError(
+            "the 8B model is not trained from random weights: set model.init_from to a converted checkpoint"
+        )
+    tokenizer = TextTokenizer.tiny()
+    preset = {"tiny": DriveFineConfig.tiny, "debug": DriveFineConfig.debug}[choice.preset]
+    known = set(preset().to_dict())
+    unknown = sorted(set(choice.overrides) - known)
+    if unknown:
+        raise ValueError(f"model.overrides must name fields of DriveFineConfig, got {unknown}")
+    with torch.random.fork_rng():
+        torch.manual_seed(derived_seed(seed, "initial weights", 0))
+        config = preset(**choice.overrides)
+        config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
+        model = DriveFineModel(config)
+    torch.nn.Module.to(model, device)
+    return Planner(model, tokenizer)

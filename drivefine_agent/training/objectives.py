@@ -1,0 +1,173 @@
+"""The two supervised losses: complementary masking for the generator, spoilt demonstrations for the refiner.
+
+Shapes: B scenes, N pairs per scene, R spoilt rows per scene, L = 24 slots.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drivefine_agent.constants import ANSWER_LENGTH
+from drivefine_agent.diffusion.decoding import DecodingOptions, decode
+from drivefine_agent.diffusion.losses import (
+    AnswerLoss,
+    LossWeightName,
+    answer_cross_entropy,
+    masked_pair_weights,
+    pair_scored_row,
+)
+from drivefine_agent.diffusion.masking import (
+    NoiseName,
+    complementary_rows,
+    mask_actions,
+    sample_mask_ratios,
+    sample_masks,
+)
+from drivefine_agent.model.backbone.cache import ContextCache
+from drivefine_agent.model.drivefine_model import DriveFineModel
+from drivefine_agent.prompt import PromptBuilder
+from drivefine_agent.tokenizer import ActionTokenizer
+from drivefine_agent.training.config import RefinerConfig
+from drivefine_agent.training.corruptions import Corruption, displace_numbers, draw_corruptions, drift
+from drivefine_agent.training.demonstrations import Batch
+
+
+class Instructions:
+    """Token ids of the two tasks' instructions, on the model's device."""
+
+    def __init__(self, prompts: PromptBuilder, device: torch.device | str) -> None:
+        self.predict = torch.from_numpy(prompts.instruction("predict")).to(device)
+        self.refine = torch.from_numpy(prompts.instruction("refine")).to(device)
+
+
+def generator_loss(
+    model: DriveFineModel,
+    batch: Batch,
+    predict_ids: Tensor,
+    generator: torch.Generator,
+    pairs_per_scene: int = 1,
+    noise: NoiseName = "bernoulli",
+    loss_weight: LossWeightName = "uniform",
+    label_smoothing_bins: float = 0.0,
+) -> AnswerLoss:
+    """Masked-diffusion loss with complementary masking (equation 1, model.md A6 and A7).
+
+    Every demonstration enters `pairs_per_scene` times as a pair of rows: masked on a random set of slots, and
+    on all the others. Each slot is predicted once per pair, where it is masked. All rows of a scene share one
+    prompt.
+
+    Args:
+      model: the model.
+      batch: B scenes.
+      predict_ids: (P1,) instruction of the generation expert.
+      generator: of the masks, on the CPU.
+      pairs_per_scene: N.
+      noise: how slots are masked.
+      loss_weight: how slots are weighted.
+      label_smoothing_bins: width of the targets [bins].
+    """
+    num_scenes, device = len(batch.actions), batch.actions.device
+    ratios = sample_mask_ratios(num_scenes * pairs_per_scene, generator)  # (B N,)
+    is_masked = sample_masks(ratios, ANSWER_LENGTH, noise, generator).to(device)  # (B N, L)
+    weights = masked_pair_weights(is_masked, ratios.to(device), loss_weight)
+    by_scene = (num_scenes, -1, ANSWER_LENGTH)
+    rows = complementary_rows(is_masked).reshape(by_scene)  # (B, 2 N, L)
+    answer = batch.actions[:, None]  # (B, 1, L)
+    logits = model(
+        batch.tiles,
+        batch.context_ids,
+        predict_ids,
+        mask_actions(answer, rows),
+        context_lengths=batch.context_lengths,
+        scored_row=pair_scored_row(is_masked).reshape(by_scene),
+    )
+    return answer_cross_entropy(
+        logits, answer, None if weights is None else weights.reshape(by_scene), label_smoothing_bins
+    )
+
+
+def refiner_loss(
+    model: DriveFineModel,
+    batch: Batch,
+    instructions: Instructions,
+    tokenizer: ActionTokenizer,
+    config: RefinerConfig,
+    generator: torch.Generator,
+) -> AnswerLoss:
+    """Cross-entropy of the refinement expert on all 24 slots, given spoilt demonstrations (model.md A9).
+
+    Own samples are decoded here, by the generation expert as it is, over the same encoded context that the
+    refiner reads. The gradient reaches the refinement blocks and nothing else.
+
+    Args:
+      model: the model.
+      batch: B scenes.
+      instructions: of both tasks.
+      tokenizer: of the action vocabulary.
+      config: shares, temperatures and number of rows.
+      generator: of shares, samples and corruptions, on the CPU.
+    """
+    device = batch.actions.device
+    with torch.no_grad():
+        context = model.encode_context(batch.tiles, batch.context_ids, batch.context_lengths)
+    rows = spoilt_answers(model, batch, context, instructions.predict, tokenizer, config, generator).to(
+        device
+    )
+    prompt = model.append_instruction(context, instructions.refine, expert="refinement")
+    logits = model.answer_logits(prompt, rows)
+    return answer_cross_entropy(
+        logits, batch.actions[:, None], label_smoothing_bins=config.label_smoothing_bins
+    )
+
+
+@torch.no_grad()
+def spoilt_answers(
+    model: DriveFineModel,
+    batch: Batch,
+    context: ContextCache,
+    predict_ids: Tensor,
+    tokenizer: ActionTokenizer,
+    config: RefinerConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """(B, R, L) action ids, none masked: the refiner's inputs, by the shares of `config`.
+
+    Args:
+      model: decodes own samples.
+      batch: B scenes.
+      context: the batch's encoded context.
+      predict_ids: (P1,) instruction of the generation expert.
+      tokenizer: of the action vocabulary.
+      config: shares, temperatures, R.
+      generator: random numbers, on the CPU.
+    """
+    num_scenes, num_rows = len(batch.actions), config.rows_per_scene
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    kinds = np.stack([draw_corruptions(num_rows, config.shares, rng) for _ in range(num_scenes)])  # (B, R)
+    actions = np.repeat(batch.actions.cpu().numpy()[:, None], num_rows, axis=1)  # (B, R, L), identity
+    poses = np.repeat(batch.poses[:, None], num_rows, axis=1)  # (B, R, 8, 3)
+    for kind, spoil in ((Corruption.OUTLIER, displace_numbers), (Corruption.DRIFT, drift)):
+        is_kind = kinds == kind
+        if is_kind.any():
+            actions[is_kind] = tokenizer.encode(spoil(poses[is_kind], rng))
+    is_own = kinds == Corruption.OWN_SAMPLE
+    num_samples = int(is_own.sum(axis=1).max())  # of the scene that needs most; what is over is not used
+    if num_samples:
+        temperature = float(rng.uniform(config.min_temperature, config.max_temperature))
+        options = DecodingOptions(
+            num_steps=config.num_denoising_steps,
+            temperature=temperature,
+            num_samples=num_samples,
+            refine=False,
+        )
+        prompt = model.append_instruction(context, predict_ids)
+        device = batch.actions.device
+        device_generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        trace = decode(
+            lambda answer: model.answer_logits(prompt, answer), num_scenes, options, device, device_generator
+        )
+        is_taken = np.arange(num_samples) < is_own.sum(axis=1, keepdims=True)  # (B, num_samples)
+        actions[is_own] = trace.actions.cpu().numpy()[is_taken]
+    return torch.from_numpy(actions)

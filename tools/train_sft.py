@@ -1,0 +1,223 @@
+"""Supervised training of DriveFine: first the generator, then the refiner's warm start.
+
+    python tools/train_sft.py dataset_root=DATASET experiment_name=sft          # tiny model, CPU python
+    tools/train_sft.py dataset_root=DATASET model.preset=debug generator.num_epochs=2     # seconds, for tests
+    python tools/train_sft.py dataset_root=DATASET generator.num_epochs=30 refiner.num_epochs=0
+
+1. Generator: masked diffusion with complementary masking on the drivers' trajectories (equation 1 of the
+paper). Trains
+   vision tower, projector, language model and action tables.
+2. Refiner: its blocks start as copies of the generator's last ones and learn to turn spoilt trajectories, the
+   generator's own samples among them, into the driver's. Everything else is frozen.
+
+Writes into `output_dir` (default: $NAVSIM_EXP_ROOT/<experiment_name>, or runs/<experiment_name> without the
+variable): model/ (for agent.checkpoint_path), checkpoints/, tensorboard/, config.json, metrics.jsonl. A
+stopped run goes on where it was and ends with the same bits as an unbroken one. All keys:
+navsim_configs/train_sft.yaml and drivefine_agent/training/config.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from drivefine_agent.errors import DriveFineError
+from drivefine_agent.planner import Planner
+from drivefine_agent.training.config import TrainSFTConfig
+from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
+from drivefine_agent.training.from_mapping import from_mapping
+from drivefine_agent.training.metrics import MetricLog
+from drivefine_agent.training.model_choice import build_planner
+from drivefine_agent.training.objectives import Instructions, generator_loss, refiner_loss
+from drivefine_agent.training.phase import GENERATOR_PARTS, REFINER_PARTS, Phase, batch_order, num_epoch_steps
+from drivefine_agent.training.run_folder import claim_run_folder
+from drivefine_agent.training.scenes import load_split_scenes
+from drivefine_agent.training.seeds import generator_for
+from drivefine_agent.training.validation import Validation, validate
+
+LOGGER = logging.getLogger(__name__)
+
+
+def train(config: TrainSFTConfig) -> Validation | None:
+    """Both phases; returns the refined model's validation, None where the refiner was not trained."""
+    output = Path(config.output_dir)
+    claim_run_folder(output, asdict(config))
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
+
+    planner = build_planner(config.model, config.run.seed, config.run.device)
+    instructions = Instructions(planner.prompts, config.run.device)
+
+    tiles = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
+    train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
+    held_out_scenes = load_split_scenes(config.paths, config.validation_split, config.max_validation_scenes)
+    demonstrations = load_demonstrations(train_scenes, planner.prompts, tiles)
+    held_out = load_demonstrations(held_out_scenes, planner.prompts, tiles)
+    report_data(demonstrations, held_out)
+
+    metrics = MetricLog(output)
+    train_generator(config, planner, instructions, demonstrations, held_out, metrics)
+    validation = None
+    if config.refiner.num_epochs > 0 and planner.model.config.n_refine > 0:
+        validation = train_refiner(config, planner, instructions, demonstrations, held_out, metrics)
+    planner.save_pretrained(output / "model")
+    metrics.close()
+    LOGGER.info("model: %s", output / "model")
+    return validation
+
+
+# ------------------------------------------------------------------------------------------ generator
+
+
+def train_generator(
+    config: TrainSFTConfig,
+    planner: Planner,
+    instructions: Instructions,
+    demonstrations: Demonstrations,
+    held_out: Demonstrations,
+    metrics: MetricLog,
+) -> None:
+    """Phase 1: complementary masking. Leaves the averaged weights, in both experts."""
+    run, settings, model = config.run, config.generator, planner.model
+    per_epoch = num_epoch_steps(len(demonstrations), settings.batch_size)
+    phase = Phase.begin_or_resume(
+        "generator",
+        model,
+        GENERATOR_PARTS,
+        settings.optimizer,
+        settings.average_decay,
+        num_steps=settings.num_epochs * per_epoch,
+        folder=Path(config.output_dir) / "checkpoints",
+    )
+    model.train()
+    for step in tqdm(
+        range(phase.step, phase.num_steps), desc="Generator", unit="step", disable=phase.is_done
+    ):
+        index = batch_order(len(demonstrations), settings.batch_size, run.seed, "generator order", step)
+        light = generator_for(run.seed, "generator augmentation", step)
+        batch = demonstrations.batch(index, settings.augmentation, light).to(run.device)
+        loss = generator_loss(
+            model,
+            batch,
+            instructions.predict,
+            generator_for(run.seed, "generator masks", step),
+            settings.pairs_per_scene,
+            settings.noise,
+            settings.loss_weight,
+            settings.label_smoothing_bins,
+        )
+        scalars = phase.update(loss.total)
+        if step % run.log_every == 0:
+            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
+            metrics.add("generator", phase.step, scalars | parts)
+        if phase.step % (per_epoch * run.validate_every_epochs) == 0 or phase.step == phase.num_steps:
+            with phase.averaged_weights():
+                result = validate(model, held_out, instructions, run.num_denoising_steps, refine=False)
+            metrics.add("generator_validation", phase.step, result.scalars(), is_shown=True)
+        if phase.step % run.checkpoint_every == 0:
+            phase.save()
+    if not phase.is_done:
+        phase.finish(before_saving=model.backbone.copy_generation_to_refinement)
+
+
+# ------------------------------------------------------------------------------------------ refiner
+
+
+def train_refiner(
+    config: TrainSFTConfig,
+    planner: Planner,
+    instructions: Instructions,
+    demonstrations: Demonstrations,
+    held_out: Demonstrations,
+    metrics: MetricLog,
+) -> Validation:
+    """Phase 2: spoilt demonstrations in, the driver's out. Returns how refined plans compare to generated."""
+    run, settings, model = config.run, config.refiner, planner.model
+    per_epoch = num_epoch_steps(len(demonstrations), settings.batch_size)
+    phase = Phase.begin_or_resume(
+        "refiner",
+        model,
+        REFINER_PARTS,
+        settings.optimizer,
+        settings.average_decay,
+        num_steps=settings.num_epochs * per_epoch,
+        folder=Path(config.output_dir) / "checkpoints",
+    )
+    model.train()
+    for step in tqdm(range(phase.step, phase.num_steps), desc="Refiner", unit="step", disable=phase.is_done):
+        index = batch_order(len(demonstrations), settings.batch_size, run.seed, "refiner order", step)
+        light = generator_for(run.seed, "refiner augmentation", step)
+        batch = demonstrations.batch(index, settings.augmentation, light).to(run.device)
+        spoil = generator_for(run.seed, "refiner inputs", step)
+        loss = refiner_loss(model, batch, instructions, planner.action_tokenizer, settings, spoil)
+        scalars = phase.update(loss.total)
+        if step % run.log_every == 0:
+            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
+            metrics.add("refiner", phase.step, scalars | parts)
+        if phase.step % run.checkpoint_every == 0:
+            phase.save()
+    if not phase.is_done:
+        phase.finish()
+    result = validate(model, held_out, instructions, run.num_denoising_steps, refine=True)
+    metrics.add("refiner_validation", phase.step, result.scalars(), is_shown=True)
+    report_gate(result)
+    return result
+
+
+# ------------------------------------------------------------------------------------------ reports
+
+
+def report_data(demonstrations: Demonstrations, held_out: Demonstrations) -> None:
+    """How much there is, and what the action tables could not hold."""
+    for name, scenes in (("training", demonstrations), ("held-out", held_out)):
+        clipped = scenes.clipped
+        LOGGER.info(
+            "%s: %d scenes; outside the action tables: %d trajectories (%d positions, %d headings), "
+            "%d prompt numbers",
+            name,
+            len(scenes),
+            clipped.num_clipped_trajectories,
+            clipped.num_clipped_positions,
+            clipped.num_clipped_headings,
+            scenes.num_clipped_inputs,
+        )
+
+
+def report_gate(result: Validation) -> None:
+    """Says aloud when greedy refinement takes plans further from the driver's; the PDM score decides."""
+    assert result.refined_displacement_m is not None
+    change = result.refined_displacement_m - result.displacement_m
+    level = logging.WARNING if change > 0 else logging.INFO
+    verdict = "further from" if change > 0 else "closer to"
+    LOGGER.log(
+        level,
+        "refinement takes held-out plans %.3f m %s the driver's (ADE %.3f -> %.3f m)",
+        abs(change),
+        verdict,
+        result.displacement_m,
+        result.refined_displacement_m,
+    )
+
+
+@hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="train_sft")
+def main(config: DictConfig) -> None:
+    """Convert errors made for people into one line; everything else is a bug and keeps its traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+        train(from_mapping(TrainSFTConfig, values))
+    except (DriveFineError, FloatingPointError, ValueError, OmegaConfBaseException) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
