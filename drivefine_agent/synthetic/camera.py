@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from drivefine_agent.synthetic.lanes import FloatArray, box_corners, left_of, unit
 from drivefine_agent.synthetic.map_layers import stop_line_ring
-from drivefine_agent.synthetic.network import WALKWAY_WIDTH_M, Junction
+from drivefine_agent.synthetic.network import SHOULDER_M, WALKWAY_WIDTH_M, Junction
 from drivefine_agent.synthetic.world import TrackState, World, WorldFrame
 
 Color = tuple[int, int, int]
@@ -284,8 +284,8 @@ def _ground_layers(world: World, palette: _Palette) -> list[_Layer]:
             if has:
                 walkways.append(road.band(side * (kerb - 0.1), side * (kerb + WALKWAY_WIDTH_M)))
             lanes = spec.left_width_m if side > 0 else spec.right_width_m
-            kerbs.append(road.band(side * (lanes + 0.02), side * (lanes + 0.28)))
-        asphalt.append(road.band(spec.left_width_m, -spec.right_width_m))
+            kerbs.append(road.band(side * (lanes + SHOULDER_M), side * (lanes + SHOULDER_M + 0.28)))
+        asphalt.append(road.band(spec.left_width_m + SHOULDER_M, -spec.right_width_m - SHOULDER_M))
         yellow += [road.band(0.22, 0.08), road.band(-0.08, -0.22)]
         for count, sign in ((spec.num_forward, -1), (spec.num_backward, 1)):
             for border in range(1, count):
@@ -294,7 +294,7 @@ def _ground_layers(world: World, palette: _Palette) -> list[_Layer]:
                     road.band(offset + 0.09, offset - 0.09, s, s + 3.0)
                     for s in np.arange(2.0, length - 4.0, 8.0)
                 ]
-            edge = sign * (count * spec.lane_width_m - 0.25)
+            edge = sign * (count * spec.lane_width_m)
             white.append(road.band(edge + 0.07, edge - 0.07))
     junctions = [j.polygon for j in network.junctions]
     junction_kerbs = []

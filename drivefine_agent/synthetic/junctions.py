@@ -6,6 +6,7 @@ import numpy as np
 
 from drivefine_agent.synthetic.lanes import FloatArray, connect, unit, wrap
 from drivefine_agent.synthetic.network import (
+    SHOULDER_M,
     Arm,
     Block,
     Crossing,
@@ -17,7 +18,7 @@ from drivefine_agent.synthetic.network import (
     mouth_pose,
 )
 
-FILLET_M = 6.5
+FILLET_M = 8.0
 """Tangent length of the rounded corner between two roads at a right angle [m]."""
 CROSSWALK_ROOM_M = 4.5
 """Room between stop line and corner for a crosswalk [m]."""
@@ -233,8 +234,8 @@ def add_crosswalks(network: Network, junction_index: int, arm_indices: list[int]
     junction = network.junctions[junction_index]
     for arm_index in arm_indices:
         arm = junction.arms[arm_index]
-        left = arm.num_in * arm.lane_width_m + 0.3
-        right = -arm.num_out * arm.lane_width_m - 0.3
+        left = arm.num_in * arm.lane_width_m + SHOULDER_M + 0.3
+        right = -arm.num_out * arm.lane_width_m - SHOULDER_M - 0.3
         network.crossings.append(
             Crossing(
                 network.new_id(),

@@ -15,6 +15,7 @@ import shapely
 from drivefine_agent.synthetic import junctions as jn
 from drivefine_agent.synthetic.lanes import FloatArray, Path, gaussian_smooth, integrate_curvature, unit, wrap
 from drivefine_agent.synthetic.network import (
+    SHOULDER_M,
     WALKWAY_WIDTH_M,
     Arm,
     Block,
@@ -30,8 +31,8 @@ MAX_HEADING_DEVIATION_RAD = np.radians(125.0)
 """The route's reference line never turns further than this from its first direction, so it seldom meets itself."""
 CLEARANCE_M = 7.0
 """Free ground between the borders of roads that are not neighbours."""
-LATERAL_ACCELERATION_MPS2 = 2.0
-"""Speed limits follow from curvature by this bound (times 1.15)."""
+LATERAL_ACCELERATION_MPS2 = 1.5
+"""Speed limits follow from curvature by this bound (times 1.1 in speed)."""
 
 
 class LayoutStuckError(Exception):
@@ -58,7 +59,7 @@ def draw_spec(rng: np.random.Generator) -> RoadSpec:
     return RoadSpec(
         forward,
         backward,
-        round(float(rng.uniform(3.35, 3.8)), 2),
+        round(float(rng.uniform(3.6, 4.1) if lanes == 1 else rng.uniform(3.4, 3.8)), 2),
         float(rng.choice(limits)),
         bool(parking[0]),
         bool(parking[1]),
@@ -75,7 +76,7 @@ def draw_curvature(rng: np.random.Generator, length_m: float, num_lanes: int) ->
     """(N,) curvature per metre of a road: straight, arc, S-curve or winding, straight at both ends."""
     count = int(length_m)
     kind = rng.choice(["straight", "arc", "s_curve", "winding"], p=[0.16, 0.28, 0.28, 0.28])
-    smallest, largest = {1: (25.0, 110.0), 2: (45.0, 180.0), 3: (90.0, 300.0)}[num_lanes]
+    smallest, largest = {1: (26.0, 110.0), 2: (45.0, 180.0), 3: (90.0, 300.0)}[num_lanes]
     curvature = np.zeros(count)
     pieces = {"straight": 0, "arc": 1, "s_curve": 2, "winding": int(rng.integers(3, 5))}[kind]
     inner = np.linspace(8, count - 8, pieces + 1).astype(int)
@@ -93,7 +94,7 @@ def draw_curvature(rng: np.random.Generator, length_m: float, num_lanes: int) ->
 def limit_speed(spec: RoadSpec, curvature: FloatArray) -> RoadSpec:
     """The spec with a speed limit that its sharpest curve allows, in steps of 5 mph down to 15 mph."""
     sharpest = float(np.max(np.abs(curvature)))
-    allowed = 1.15 * np.sqrt(LATERAL_ACCELERATION_MPS2 / max(sharpest, 1e-4))
+    allowed = 1.1 * np.sqrt(LATERAL_ACCELERATION_MPS2 / max(sharpest, 1e-4))
     limits = [limit for limit in (15.6, 13.4, 11.2, 8.9, 6.7) if limit <= max(allowed, 6.7)]
     return replace(spec, speed_limit_mps=min(spec.speed_limit_mps, limits[0]))
 
@@ -225,8 +226,8 @@ class _Layout:
             kind = "minor_stop" if rng.random() < 0.6 else "all_way_stop"
         has_crosswalks = rng.random() < (0.85 if kind == "signal" else 0.5)
         headings = [heading + np.pi] + [directions[name] for name in names]
-        lefts = [road.spec.right_width_m] + [spec.left_width_m for spec in specs]
-        rights = [road.spec.left_width_m] + [spec.right_width_m for spec in specs]
+        lefts = [SHOULDER_M + w for w in (road.spec.right_width_m, *(spec.left_width_m for spec in specs))]
+        rights = [SHOULDER_M + w for w in (road.spec.left_width_m, *(spec.right_width_m for spec in specs))]
         room = jn.CROSSWALK_ROOM_M if has_crosswalks else 1.0
         distances = jn.mouth_distances(headings, lefts, rights, room)
         if max(distances) > 30.0:

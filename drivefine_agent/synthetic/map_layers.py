@@ -16,7 +16,7 @@ from drivefine_agent.data.map_writer import (
     TrafficLight,
 )
 from drivefine_agent.synthetic.lanes import FloatArray, left_of, unit
-from drivefine_agent.synthetic.network import WALKWAY_WIDTH_M, Arm, Network, Segment
+from drivefine_agent.synthetic.network import SHOULDER_M, WALKWAY_WIDTH_M, Arm, Network, Segment
 from drivefine_agent.synthetic.scenery import Scenery
 
 OVERLAP_M = 0.05
@@ -140,10 +140,10 @@ def _borders(segment: Segment, origin: FloatArray) -> tuple[FloatArray, FloatArr
 
 
 def _block_ring(network: Network, lanes: tuple[int, ...]) -> FloatArray:
-    """(N, 2) ring of a roadblock: its lanes, and a few centimetres over the line between the directions."""
+    """(N, 2) ring of a roadblock: lanes and shoulder, and a few centimetres beyond the line between the directions."""
     first, last = network.segments[lanes[0]], network.segments[lanes[-1]]
     left = first.path.offset(first.half_width + OVERLAP_M).xy
-    right = last.path.offset(-last.half_width).xy
+    right = last.path.offset(-last.half_width - SHOULDER_M).xy
     return np.vstack([right, left[::-1]])
 
 

@@ -18,6 +18,8 @@ from drivefine_agent.synthetic.lanes import FloatArray, Path, left_of, strip, un
 JunctionKind = Literal["signal", "all_way_stop", "minor_stop", "joint"]
 Turn = Literal["left", "straight", "right"]
 
+SHOULDER_M = 0.7
+"""Paved strip between the lanes and the kerb; part of the roadblock."""
 PARKING_WIDTH_M = 2.5
 WALKWAY_WIDTH_M = 2.2
 PARKING_MARGIN_M = 14.0
@@ -50,7 +52,8 @@ class RoadSpec:
     def kerb_m(self, side: int) -> float:
         """Reference line to the kerb on a side (+1 left, -1 right), parking strip included."""
         lanes = self.left_width_m if side > 0 else self.right_width_m
-        return lanes + PARKING_WIDTH_M * (self.parking_left if side > 0 else self.parking_right)
+        has_strip = self.parking_left if side > 0 else self.parking_right
+        return lanes + (PARKING_WIDTH_M if has_strip else SHOULDER_M)
 
 
 @dataclass(frozen=True)
@@ -139,13 +142,13 @@ class Arm:
 
     @property
     def left(self) -> FloatArray:
-        """(2,) corner on the side of the incoming lanes."""
-        return self.position + self.num_in * self.lane_width_m * left_of(self.heading)
+        """(2,) kerb corner on the side of the incoming lanes."""
+        return self.position + (self.num_in * self.lane_width_m + SHOULDER_M) * left_of(self.heading)
 
     @property
     def right(self) -> FloatArray:
-        """(2,) corner on the side of the outgoing lanes."""
-        return self.position - self.num_out * self.lane_width_m * left_of(self.heading)
+        """(2,) kerb corner on the side of the outgoing lanes."""
+        return self.position - (self.num_out * self.lane_width_m + SHOULDER_M) * left_of(self.heading)
 
 
 @dataclass(frozen=True)

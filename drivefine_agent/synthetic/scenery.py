@@ -23,6 +23,10 @@ from drivefine_agent.synthetic.network import (
     Segment,
 )
 
+MAX_CURVATURE_AT_OBSTACLES = 1.0 / 140.0
+"""Obstacles stand only where a vehicle's straight continuation stays in its lane for a second [1/m]."""
+APPROACH_M = 15.0
+"""Vehicles have moved aside this far before an obstacle [m]."""
 SIDE_CLEARANCE_M = 0.5
 """Distance that vehicles keep from obstacles beside them [m]."""
 
@@ -118,6 +122,13 @@ def _pose_beside(road: Road, s: float, lateral_m: float, side: int) -> tuple[flo
     return float(x), float(y), heading if side < 0 else heading + np.pi
 
 
+def _is_straight(road: Road, s: float, side: int, ahead_m: float, behind_m: float) -> bool:
+    """Whether a road is nearly straight before and beside a place, seen in the driving direction of a side."""
+    before, after = (behind_m, ahead_m) if side < 0 else (ahead_m, behind_m)
+    near = (road.reference.s > s - before) & (road.reference.s < s + after)
+    return bool(np.abs(road.reference.curvature[near]).max(initial=0.0) < MAX_CURVATURE_AT_OBSTACLES)
+
+
 def _outer_lane(network: Network, road: Road, side: int) -> Segment:
     """The rightmost lane of the direction on a side."""
     return network.segments[(road.forward if side < 0 else road.backward)[-1]]
@@ -133,7 +144,7 @@ def _nudge(
         return None
     ratio = lane.path.length / road.reference.length
     middle = (s if side < 0 else road.reference.length - s) * ratio
-    return LineShift(lane.id, middle - half_length_m - 4.5, middle + half_length_m + 2.0, shift)
+    return LineShift(lane.id, middle - half_length_m - APPROACH_M, middle + half_length_m + 2.0, shift)
 
 
 def park_at_kerb(network: Network, scenery: Scenery, road: Road, side: int, rng: np.random.Generator) -> None:
@@ -148,12 +159,13 @@ def park_at_kerb(network: Network, scenery: Scenery, road: Road, side: int, rng:
     s, density = first + 3.5, float(rng.uniform(0.25, 0.75))
     last_intruder = -100.0
     while s < last - 3.5:
-        if rng.random() < density:
+        if rng.random() < density and _is_straight(road, s, side, 4.0, 16.0):
             intrusion = float(rng.uniform(-0.45, -0.2))
             if (
-                rng.random() < 0.14
+                rng.random() < 0.25
                 and abs(s - last_intruder) > 28.0
                 and 25.0 < s < road.reference.length - 22.0
+                and _is_straight(road, s, side, 8.0, 34.0)
             ):
                 intrusion, last_intruder = float(rng.uniform(0.3, 0.9)), s
             car = _car(0.0, 0.0, 0.0, rng)
@@ -184,9 +196,14 @@ def add_obstacle(network: Network, scenery: Scenery, road_index: int, rng: np.ra
         return
     if road.spec.parking_right:
         return
-    s = float(rng.uniform(32.0, length - 30.0))
-    if any(abs(s - c) < 14.0 for c in crossing_near):
+    places = [
+        s
+        for s in rng.uniform(30.0, length - 26.0, 12)
+        if _is_straight(road, s, -1, 8.0, 32.0) and not any(abs(s - c) < 14.0 for c in crossing_near)
+    ]
+    if not places:
         return
+    s = float(places[0])
     lane = _outer_lane(network, road, -1)
     edge = road.spec.right_width_m
     intrusion = float(rng.uniform(0.45, 0.95))
@@ -236,7 +253,10 @@ def close_lane(network: Network, scenery: Scenery, road: Road, rng: np.random.Ge
     index = len(road.forward) - 1 if closes_right else 0
     lane = network.segments[road.forward[index]]
     width = road.spec.lane_width_m
-    s = float(rng.uniform(52.0, road.reference.length - 48.0))
+    places = [s for s in rng.uniform(52.0, road.reference.length - 48.0, 12) if _is_straight(road, s, -1, 8.0, 36.0)]
+    if not places:
+        return
+    s = float(places[0])
     half = float(rng.uniform(3.0, 7.0))
     ratio = lane.path.length / road.reference.length
     inner, outer = index * width, (index + 1) * width
@@ -257,7 +277,7 @@ def close_lane(network: Network, scenery: Scenery, road: Road, rng: np.random.Ge
         x, y, heading = _pose_beside(road, s, 0.5 * (inner + outer), -1)
         scenery.props.append(Prop("czone_sign", x, y, heading, 0.3, 1.0, 2.0, 0.0))
     shift = width if closes_right else -width
-    scenery.shifts.append(LineShift(lane.id, s * ratio - half - 8.0, s * ratio + half + 3.0, shift, True))
+    scenery.shifts.append(LineShift(lane.id, s * ratio - half - APPROACH_M - 6.0, s * ratio + half + 3.0, shift, True))
 
 
 def driving_line(lane: Segment, shifts: list[LineShift]) -> Path:
