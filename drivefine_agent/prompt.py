@@ -41,8 +41,8 @@ COMMAND_TEXT = {
 
 _SYSTEM = (
     "You plan the motion of a car for the next 4 seconds. You see its front camera, its own motion over the "
-    "last 1.5 seconds and a navigation command. A good plan, in this order: (1) causes no collision, (2) is on "
-    "drivable ground, (3) keeps a safe time gap to others, (4) makes progress along the route, (5) is "
+    "last 1.5 seconds and a navigation command. A good plan, in this order: (1) causes no collision, (2) is "
+    "on drivable ground, (3) keeps a safe time gap to others, (4) makes progress along the route, (5) is "
     "comfortable, (6) follows the direction of traffic. Others do not react to it; a controller drives it."
 )
 

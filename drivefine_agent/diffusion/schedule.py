@@ -59,7 +59,8 @@ def _cumulative_counts(num_tokens: int, num_steps: int, schedule: str, shift_alp
         return [num_tokens * i // num_steps for i in range(num_steps + 1)]
     # In float32, as LaViDa computes it: n F(1/2) and n F(2/3) of the cosine are integers but for rounding.
     times = torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float32, device="cpu")
-    return torch.floor(_curve(times, schedule, shift_alpha) * num_tokens).int().tolist()
+    counts = torch.floor(_curve(times, schedule, shift_alpha) * num_tokens).int().tolist()
+    return [*counts[:-1], num_tokens]  # F(1) = 1 but for rounding
 
 
 def _curve(t: Tensor, schedule: str, shift_alpha: float) -> Tensor:
