@@ -24,42 +24,56 @@ from omegaconf.errors import OmegaConfBaseException
 from drivefine_agent.baselines.base import BatchPlanner
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.comparison import SHORT_NAMES
-from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
 from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, run_evaluation
 
 
 def evaluate(config: DictConfig) -> EvaluationFiles:
     """Scenes of the split, planner, evaluation."""
+    scenes, settings = read_settings(config)
     planner = hydra.utils.instantiate(config.agent)
     if not isinstance(planner, BatchPlanner):
         raise DataError(
             f"an agent for evaluation must be a BatchPlanner (baselines/base.py), got {config.agent._target_}"
         )
-    keys = DatasetKeys(
-        train_test_split=str(config.train_test_split),
-        dataset_root=config.dataset_root,
-        navsim_log_path=config.navsim_log_path,
-        original_sensor_path=config.original_sensor_path,
-        maps_root=config.maps_root,
-        splits_path=config.splits_path,
-        max_scenes=config.max_scenes,
-    )
-    scenes = load_split_scenes(keys, show_progress=config.progress)
-    settings = EvaluationSettings(
-        benchmark=config.benchmark.name,
-        sensor_path=scenes.sensor_path,
-        output_dir=Path(config.output_dir),
-        maps_root=scenes.maps_root,
-        scene_cache_path=None if config.metric_cache_path is None else Path(config.metric_cache_path),
-        batch_size=config.batch_size,
-        blank_image=config.blank_image,
-        resume=config.resume,
-        show_progress=config.progress,
-    )
     agent = OmegaConf.to_container(config.agent, resolve=True)
-    return run_evaluation(
-        planner, scenes.windows, settings, {str(key): value for key, value in dict(agent).items()}
-    )
+    assert isinstance(agent, dict)  # instantiate has accepted it
+    return run_evaluation(planner, scenes.windows, settings, {str(key): agent[key] for key in agent})
+
+
+def read_settings(config: DictConfig) -> tuple[SplitScenes, EvaluationSettings]:
+    """Scenes of the split, and the settings of the evaluation.
+
+    Raises:
+      DataError: a value is out of its range, the split is unknown, or files are missing or damaged.
+    """
+    try:
+        keys = DatasetKeys(
+            train_test_split=str(config.train_test_split),
+            dataset_root=config.dataset_root,
+            navsim_log_path=config.navsim_log_path,
+            original_sensor_path=config.original_sensor_path,
+            maps_root=config.maps_root,
+            splits_path=config.splits_path,
+            max_scenes=config.max_scenes,
+        )
+        scenes = load_split_scenes(keys, show_progress=config.progress)
+        settings = EvaluationSettings(
+            benchmark=config.benchmark.name,
+            sensor_path=scenes.sensor_path,
+            output_dir=Path(config.output_dir),
+            maps_root=scenes.maps_root,
+            scene_cache_path=None if config.metric_cache_path is None else Path(config.metric_cache_path),
+            batch_size=config.batch_size,
+            blank_image=config.blank_image,
+            resume=config.resume,
+            show_progress=config.progress,
+        )
+    except DriveFineError:
+        raise
+    except (ValueError, TypeError) as error:  # a value that the records refuse
+        raise DataError(f"{error}: see navsim_configs/evaluate.yaml") from error
+    return scenes, settings
 
 
 def print_results(name: str, files: EvaluationFiles) -> None:

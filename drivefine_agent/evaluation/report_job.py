@@ -73,7 +73,8 @@ def read_run(name: str, folder: Path) -> Run:
     summary_path = folder / SUMMARY_NAME
     try:
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
-        agent_name, is_blank = str(summary["agent_name"]), bool(summary["configuration"]["blank_image"])
+        agent_name, configuration = str(summary["agent_name"]), summary["configuration"]
+        is_blank = bool(configuration["blank_image"] or configuration["agent"].get("blank_image", False))
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder} is no output folder of tools/evaluate.py ({summary_path}: {error})"

@@ -66,7 +66,7 @@ def test_the_distortion_polynomial_folds_where_its_derivative_vanishes() -> None
 
 
 def test_road_height_is_where_vehicles_stand() -> None:
-    """Boxes 1.6 m high, centred at 0.5 m, stand at -0.3 m; far vehicles and pedestrians do not count."""
+    """Boxes 1.6 m high, centred at 0.5 m, stand at -0.3 m; far ones and pedestrians do not count."""
     boxes = np.zeros((4, 7))
     boxes[:, [0, 2, 5]] = [[10.0, 0.5, 1.6], [20.0, 0.5, 1.6], [5.0, 3.0, 1.0], [90.0, 9.0, 1.0]]
     names = ("vehicle", "vehicle", "pedestrian", "vehicle")

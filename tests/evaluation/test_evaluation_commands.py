@@ -1,0 +1,283 @@
+"""Evaluation and report on the small dataset, against the CSVs that the official NAVSIM 1.1 wrote."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from drivefine_agent.baselines.constant_velocity import ConstantVelocity
+from drivefine_agent.baselines.human import Human
+from drivefine_agent.baselines.pdm_closed import PDMClosed
+from drivefine_agent.data.maps import load_map
+from drivefine_agent.errors import DataError
+from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
+from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, run_evaluation
+from drivefine_agent.evaluation.outcomes import FINAL, read_predictions
+from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
+from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.cache import SceneCacheWriter
+
+ROOT = Path(__file__).parents[2]
+PLANNERS = {"constant_velocity": ConstantVelocity, "human": Human, "pdm_closed": PDMClosed}
+
+
+@pytest.fixture(scope="module")
+def scenes(navsim_mini: Path) -> SplitScenes:
+    return load_split_scenes(DatasetKeys("synth_one_stage", dataset_root=str(navsim_mini)), environment={})
+
+
+@pytest.fixture(scope="module")
+def scene_cache(scenes: SplitScenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scene_cache")
+    with SceneCacheWriter(folder) as writer:
+        for window in scenes.windows:
+            writer.add(build_scoring_scene(window, load_map(scenes.maps_root, window.map_name)))
+    return folder
+
+
+def run(
+    name: str, scenes: SplitScenes, output: Path, cache: Path | None = None, **changes: object
+) -> EvaluationFiles:
+    settings = EvaluationSettings(
+        benchmark="navsim_v1",
+        sensor_path=scenes.sensor_path,
+        output_dir=output,
+        maps_root=None if cache else scenes.maps_root,
+        scene_cache_path=cache,
+        show_progress=False,
+        **changes,  # type: ignore[arg-type]
+    )
+    return run_evaluation(PLANNERS[name](), scenes.windows, settings, {"_target_": name})
+
+
+def largest_differences(ours: Path, official: Path) -> dict[str, float]:
+    pairs = read_csv(ours).merge(read_csv(official), on="token", suffixes=("", "_official"), validate="1:1")
+    assert len(pairs) == 24
+    return {name: float((pairs[name] - pairs[f"{name}_official"]).abs().max()) for name in METRICS_V1}
+
+
+@pytest.mark.parametrize("name", ["constant_velocity", "human"])
+def test_results_equal_the_official_csv(
+    name: str, scenes: SplitScenes, goldens: Path, tmp_path: Path
+) -> None:
+    files = run(name, scenes, tmp_path)
+    official = goldens / f"v11_pdms_{name}_agent.csv"
+    differences = largest_differences(files.results, official)
+    print(f"\nlargest differences to the official NAVSIM 1.1, {name}: {differences}")
+    for metric, difference in differences.items():
+        limit = 1e-6 if metric in ("ego_progress", "score") else 0.0
+        assert difference <= limit, (metric, difference)
+    own, other = (path.read_text().splitlines() for path in (files.results, official))
+    assert own[0] == other[0]
+    np.testing.assert_allclose(
+        [float(value) for value in own[-1].split(",")[3:]],
+        [float(value) for value in other[-1].split(",")[3:]],
+        atol=1e-6,
+    )
+    assert own[-1].split(",")[:3] == other[-1].split(",")[:3] == ["24", "average", "True"]
+
+
+def test_cached_scenes_give_the_same_numbers(scenes: SplitScenes, scene_cache: Path, tmp_path: Path) -> None:
+    built = run("human", scenes, tmp_path / "built")
+    cached = run("human", scenes, tmp_path / "cached", scene_cache)
+    pd.testing.assert_frame_equal(built.table, cached.table, check_exact=True)
+    assert json.loads(built.summary.read_text())["num_scenes_built"] == 24
+    summary = json.loads(cached.summary.read_text())
+    assert (summary["num_scenes_from_cache"], summary["num_scenes_built"]) == (24, 0)
+
+
+def test_a_second_run_takes_everything_over(scenes: SplitScenes, scene_cache: Path, tmp_path: Path) -> None:
+    first = run("pdm_closed", scenes, tmp_path, scene_cache)
+    before = first.results.read_bytes()
+    second = run("pdm_closed", scenes, tmp_path, scene_cache)
+    assert json.loads(second.summary.read_text())["num_taken_over"] == 24
+    assert second.results.read_bytes() == before
+    third = run("pdm_closed", scenes, tmp_path, scene_cache, resume=False)
+    assert json.loads(third.summary.read_text())["num_taken_over"] == 0
+
+
+def test_a_stopped_run_goes_on_and_ends_like_an_uninterrupted_one(
+    scenes: SplitScenes, scene_cache: Path, tmp_path: Path
+) -> None:
+    whole = run("human", scenes, tmp_path / "whole", scene_cache)
+    run("human", scenes, tmp_path / "stopped", scene_cache)
+    (log,) = (tmp_path / "stopped" / "outcomes").glob("*.jsonl")
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:10]) + lines[10][:50])
+    resumed = run("human", scenes, tmp_path / "stopped", scene_cache)
+    assert json.loads(resumed.summary.read_text())["num_taken_over"] == 10
+    assert resumed.results.read_bytes() == whole.results.read_bytes()
+
+
+def test_another_agent_or_image_in_the_same_folder_takes_nothing_over(
+    scenes: SplitScenes, scene_cache: Path, tmp_path: Path
+) -> None:
+    run("human", scenes, tmp_path, scene_cache)
+    other = run("constant_velocity", scenes, tmp_path, scene_cache)
+    assert json.loads(other.summary.read_text())["num_taken_over"] == 0
+    blank = run("human", scenes, tmp_path, scene_cache, blank_image=True)
+    assert json.loads(blank.summary.read_text())["num_taken_over"] == 0
+
+
+def test_predictions_hold_what_was_scored(
+    scenes: SplitScenes, scene_cache: Path, goldens: Path, tmp_path: Path
+) -> None:
+    files = run("human", scenes, tmp_path, scene_cache)
+    predictions = read_predictions(files.predictions)
+    given = pd.read_parquet(goldens / "trajectories.parquet")
+    human = given[given["trajectory_id"].astype(str) == "0"]
+    for token, poses in zip(human["token"], human["poses"], strict=True):
+        # the goldens' trajectories were rounded to six digits
+        np.testing.assert_allclose(predictions[FINAL][token].ravel(), poses, atol=1e-6)
+
+
+def test_scenes_that_fail_are_rows_with_their_reason(scenes: SplitScenes, tmp_path: Path) -> None:
+    settings = EvaluationSettings("navsim_v1", scenes.sensor_path, tmp_path, show_progress=False)
+    files = run_evaluation(Human(), scenes.windows, settings, {"_target_": "human"})
+    table = read_csv(files.results)
+    assert len(table) == 24
+    assert not table["valid"].any()
+    assert table[list(METRICS_V1)].isna().all().all()
+    lines = [json.loads(line) for line in files.failures.read_text().splitlines()]
+    assert [line["token"] for line in lines] == list(table["token"])
+    assert "set NUPLAN_MAPS_ROOT" in lines[0]["error"]
+
+
+def test_no_scenes_is_an_error(tmp_path: Path) -> None:
+    settings = EvaluationSettings("navsim_v1", tmp_path, tmp_path)
+    with pytest.raises(DataError, match="at least one scene"):
+        run_evaluation(Human(), (), settings, {})
+
+
+def test_single_folders_win_over_the_root_and_the_root_over_the_environment(navsim_mini: Path) -> None:
+    logs = navsim_mini / "navsim_logs" / "test"
+    keys = DatasetKeys(
+        str(navsim_mini / "splits" / "train_test_split" / "synth_one_stage.yaml"),
+        navsim_log_path=str(logs),
+        original_sensor_path="sensors",
+        max_scenes=3,
+    )
+    found = load_split_scenes(keys, environment={})
+    assert (found.name, len(found.windows), found.sensor_path, found.maps_root) == (
+        "synth_one_stage",
+        3,
+        Path("sensors"),
+        None,
+    )
+    environment = {"OPENSCENE_DATA_ROOT": str(navsim_mini), "NUPLAN_MAPS_ROOT": str(navsim_mini / "maps")}
+    by_variable = load_split_scenes(DatasetKeys("synth_one_stage"), environment)
+    assert len(by_variable.windows) == 24
+    assert by_variable.maps_root == navsim_mini / "maps"
+    with pytest.raises(
+        DataError, match="set dataset_root, navsim_log_path or the variable OPENSCENE_DATA_ROOT"
+    ):
+        load_split_scenes(DatasetKeys(keys.train_test_split), environment={})
+
+
+def test_splits_of_a_navsim_checkout_are_found(navsim_mini: Path, tmp_path: Path) -> None:
+    common = tmp_path / "navsim" / "planning" / "script" / "config" / "common"
+    common.mkdir(parents=True)
+    (common / "train_test_split").symlink_to(navsim_mini / "splits" / "train_test_split")
+    keys = DatasetKeys(
+        "synth_one_stage", navsim_log_path=str(navsim_mini / "navsim_logs" / "test"), original_sensor_path=""
+    )
+    assert len(load_split_scenes(keys, {"NAVSIM_DEVKIT_ROOT": str(tmp_path)}).windows) == 24
+
+
+def evaluate_tool() -> ModuleType:
+    """tools/evaluate.py as a module."""
+    spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for name in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT", "NAVSIM_EXP_ROOT", "NAVSIM_DEVKIT_ROOT"):
+        environment.pop(name, None)
+    whole = [sys.executable, str(ROOT / "tools" / script), *arguments, "progress=false"]
+    return subprocess.run(whole, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+@pytest.mark.slow
+def test_commands_evaluate_and_report(navsim_mini: Path, tmp_path: Path) -> None:
+    data = ["train_test_split=synth_one_stage", f"dataset_root={navsim_mini}"]
+    for agent in ("human", "constant_velocity"):
+        done = command(
+            "evaluate.py", f"agent={agent}", *data, f"output_dir={tmp_path / agent}", "max_scenes=14"
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{agent}: 14 of 14 scenes valid" in done.stdout
+        assert str(tmp_path / agent / "results.csv") in done.stdout
+    runs = f"runs={{human: {tmp_path / 'human'}, cv: {tmp_path / 'constant_velocity'}}}"
+    done = command("make_report.py", runs, *data, f"output={tmp_path / 'report.html'}")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<article") == 12
+    assert text.count("data:image/jpeg") == text.count("data:image/png") == 12
+    assert len(text) < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train_test_split=synth_one_stag"], "did you mean 'synth_one_stage'"),
+        (["agent=humann"], "Could not find 'agent/humann'.*human"),
+        (["benchmark=v9"], "Could not find 'benchmark/v9'.*navsim_v1"),
+        (["batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["max_scenes=0"], "max_scenes must be at least 1 or null, got 0"),
+        (["metric_cache_path=/nowhere"], "/nowhere"),
+        (["dataset_root=/nowhere"], "no dataset folder at /nowhere"),
+        (["batch_siz=3"], "batch_siz"),
+        (["agent=ego_status_mlp", "agent.checkpoint_path=/nowhere"], "ego-status MLP.*in /nowhere"),
+    ],
+    ids=["split", "agent", "benchmark", "batch", "scenes", "cache", "dataset", "key", "checkpoint"],
+)
+def test_wrong_values_are_errors_that_name_them(
+    overrides: list[str], message: str, navsim_mini: Path, tmp_path: Path
+) -> None:
+    base = [
+        "agent=human",
+        "train_test_split=synth_one_stage",
+        f"dataset_root={navsim_mini}",
+        f"output_dir={tmp_path}",
+        "progress=false",
+    ]
+    replaced = {override.split("=")[0] for override in overrides}
+    whole = [item for item in base if item.split("=")[0] not in replaced] + overrides
+    with (
+        initialize_config_dir(str(ROOT / "navsim_configs"), version_base="1.3"),
+        pytest.raises((DataError, HydraException), match=re.compile(message, re.DOTALL)),
+    ):
+        evaluate_tool().evaluate(compose("evaluate", overrides=whole))
+
+
+def test_the_command_answers_in_one_line_without_a_traceback(navsim_mini: Path, tmp_path: Path) -> None:
+    arguments = ["agent=human", "train_test_split=x", f"dataset_root={navsim_mini}", f"output_dir={tmp_path}"]
+    done = command("evaluate.py", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown split 'x'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_report_of_a_folder_without_results_says_so(navsim_mini: Path, tmp_path: Path) -> None:
+    done = command(
+        "make_report.py",
+        f"runs={{x: {tmp_path}}}",
+        "train_test_split=synth_one_stage",
+        f"dataset_root={navsim_mini}",
+    )
+    assert done.returncode != 0
+    assert "is no output folder of tools/evaluate.py" in done.stderr
+    assert "Traceback" not in done.stderr
