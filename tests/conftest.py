@@ -13,7 +13,7 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(scope="session")
 def navsim_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of the small dataset in NAVSIM's formats (an OPENSCENE_DATA_ROOT), unpacked. Do not write into it."""
+    """Root of the small dataset in NAVSIM's formats (an OPENSCENE_DATA_ROOT), unpacked. Read only."""
     root = tmp_path_factory.mktemp("navsim_mini")
     packed = DATA / "navsim_mini"
     for source in sorted(path for path in packed.rglob("*") if path.is_file()):

@@ -39,7 +39,7 @@ class DatasetPaths:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> DatasetPaths:
-        """OPENSCENE_DATA_ROOT gives logs and sensors, NUPLAN_MAPS_ROOT the maps (else `maps` beside the logs).
+        """OPENSCENE_DATA_ROOT gives logs and sensors, NUPLAN_MAPS_ROOT the maps (default: `maps` beside).
 
         Raises:
           DataError: if OPENSCENE_DATA_ROOT is not set, or a folder that a variable names is missing.
@@ -48,8 +48,8 @@ class DatasetPaths:
         root = environment.get("OPENSCENE_DATA_ROOT")
         if not root:
             raise DataError(
-                "OPENSCENE_DATA_ROOT is not set: set it to the folder that holds navsim_logs and sensor_blobs, "
-                "or name the dataset's folder"
+                "OPENSCENE_DATA_ROOT is not set: set it to the folder that holds navsim_logs and "
+                "sensor_blobs, or name the dataset's folder"
             )
         paths = cls.from_root(root)
         maps_root = environment.get("NUPLAN_MAPS_ROOT")

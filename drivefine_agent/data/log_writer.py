@@ -1,6 +1,7 @@
 """Frames -> a NAVSIM log pickle, as OpenScene lays it out, readable by NAVSIM on numpy 1.x and 2.x.
 
-The same frames give the same bytes. Poses are planar: height, pitch and roll, which `Frame` does not carry, are zero.
+The same frames give the same bytes. Poses are planar: height, pitch and roll, which `Frame` does not carry,
+are zero.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _PLACEHOLDER_CAMERA = CameraRecord(
 def write_log(path: str | Path, frames: Sequence[Frame], vehicle_name: str = "drivefine") -> None:
     """Write one log.
 
-    Cameras that a frame does not name get a record with the usual file name and a nominal calibration, because NAVSIM
-    indexes all eight; their images need not exist unless an agent asks for them.
+    Cameras that a frame does not name get a record with the usual file name and a nominal calibration,
+    because NAVSIM indexes all eight; their images need not exist unless an agent asks for them.
 
     Args:
       path: `<log_name>.pkl`.
@@ -57,8 +58,8 @@ def write_log(path: str | Path, frames: Sequence[Frame], vehicle_name: str = "dr
 def with_numpy_1_names(pickled: bytes) -> bytes:
     """A pickle of protocol 3 in which `numpy._core` (numpy 2) is called `numpy.core`, as numpy 1.x has it.
 
-    Numpy 2 reads the old names too. Only names are touched: the positions come from the parsed opcodes, so data that
-    happens to look like a name stays as it is.
+    Numpy 2 reads the old names too. Only names are touched: the positions come from the parsed opcodes, so
+    data that happens to look like a name stays as it is.
     """
     pieces: list[bytes] = []
     last = 0
@@ -74,7 +75,7 @@ def with_numpy_1_names(pickled: bytes) -> bytes:
 
 
 class _Records:
-    """Builds the dicts of one log. Equal texts become one object, so that the pickle's back references are fixed."""
+    """Builds the dicts of one log. Equal texts become one object, so the pickle's references are fixed."""
 
     def __init__(self, vehicle_name: str) -> None:
         self._texts: dict[str, str] = {}
@@ -147,7 +148,7 @@ class _Records:
 
 
 def _floats(values: Any) -> NDArray[np.float64]:
-    """A fresh, contiguous float64 copy: sharing or strides of the caller's array must not reach the pickle."""
+    """A fresh, contiguous float64 copy: the caller's sharing and strides must not reach the pickle."""
     return np.array(values, dtype=np.float64, order="C", copy=True)
 
 

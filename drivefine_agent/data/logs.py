@@ -1,4 +1,4 @@
-"""NAVSIM log pickles -> frames. The key names of the log format appear here and in `log_writer`, nowhere else."""
+"""NAVSIM log pickles -> frames. The log format's key names appear here and in `log_writer`, nowhere else."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def read_log(path: str | Path) -> list[Frame]:
       path: `<log_name>.pkl`, a pickle of a list with one dict per frame.
 
     Raises:
-      DataError: the file is missing, damaged, foreign, or breaks a rule of the format; the message names file, frame
-        and key. Frames must have strictly increasing time stamps and tokens of their own; gaps are allowed here and
-        reported where windows are cut (`scenes.load_scenes`).
+      DataError: the file is missing, damaged, foreign, or breaks a rule of the format; the message names
+        file, frame and key. Frames must have strictly increasing time stamps and tokens of their own; gaps
+        are allowed here and reported where windows are cut (`scenes.load_scenes`).
       UnsafePickleError: the pickle names something other than builtins and numpy.
 
     Source: navsim/common/dataclasses.py (Scene, AgentInput); OpenScene's create_openscene_metadata.py.
@@ -59,7 +59,8 @@ def read_log(path: str | Path) -> list[Frame]:
     records = load_pickle(path)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise DataError(
-            f"a log is a list of dicts, one per frame, got {type(records).__name__}: {path}; is this a NAVSIM log?"
+            f"a log is a list of dicts, one per frame, got {type(records).__name__}: {path}; "
+            "is this a NAVSIM log?"
         )
     frames = [_frame_from_record(record, path, index) for index, record in enumerate(records)]
     _check_order(frames, path)
@@ -69,8 +70,8 @@ def read_log(path: str | Path) -> list[Frame]:
 def navsim_heading(rotation: ArrayLike) -> float:
     """Heading of a quaternion by NAVSIM's formula.
 
-    `atan2(2 (w z - x y), 1 - 2 (y^2 + z^2))`. Note the minus: the textbook yaw has a plus there. They agree on level
-    ground.
+    `atan2(2 (w z - x y), 1 - 2 (y^2 + z^2))`. Note the minus: the textbook yaw has a plus there. They agree
+    on level ground.
 
     Args:
       rotation: (4,) w, x, y, z.
@@ -99,7 +100,8 @@ def _frame_from_record(record: Mapping[str, Any], path: Path, index: int) -> Fra
     log_name = _text(record, "log_name", where)
     if log_name != path.stem:
         raise DataError(
-            f"'log_name' must equal the file's name without '.pkl', got {log_name!r} in {where}: rename the file"
+            f"'log_name' must equal the file's name without '.pkl', got {log_name!r} in {where}: "
+            "rename the file"
         )
     map_name = _text(record, "map_location", where)
     if map_name not in MAP_VERSIONS:
@@ -205,13 +207,14 @@ def _check_order(frames: Sequence[Frame], path: Path) -> None:
     for index, frame in enumerate(frames):
         if frame.token in seen:
             raise DataError(
-                f"frame tokens must differ, got {frame.token!r} in the frames {seen[frame.token]} and {index} of {path}"
+                f"frame tokens must differ, got {frame.token!r} in the frames {seen[frame.token]} and "
+                f"{index} of {path}"
             )
         seen[frame.token] = index
         if index and frame.timestamp_us <= frames[index - 1].timestamp_us:
             raise DataError(
-                f"time stamps must increase strictly, got {frames[index - 1].timestamp_us} then {frame.timestamp_us} us "
-                f"in the frames {index - 1} and {index} of {path}"
+                f"time stamps must increase strictly, got {frames[index - 1].timestamp_us} then "
+                f"{frame.timestamp_us} us in the frames {index - 1} and {index} of {path}"
             )
 
 

@@ -1,8 +1,9 @@
 """Map layers in metres -> a nuPlan map GeoPackage that nuplan-devkit, NAVSIM and `maps.load_map` read.
 
-Fill a `MapLayers` and call `write_map`; call `write_maps_index` once all four cities are written (nuplan-devkit opens
-all of them, whichever is used). The same layers give the same bytes with the same versions of pyproj and SQLite:
-nothing in the file depends on the clock, on its path, or on the order in which objects were made.
+Fill a `MapLayers` and call `write_map`; call `write_maps_index` once all four cities are written
+(nuplan-devkit opens all of them, whichever is used). The same layers give the same bytes with the same
+versions of pyproj and SQLite: nothing in the file depends on the clock, on its path, or on the order in
+which objects were made.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _CREATOR = "drivefine"
 
 @dataclass(frozen=True)
 class Lane:
-    """A lane between intersections. Its successors are the connectors whose `source_lane_fid` is this lane."""
+    """A lane between intersections. Its successors: the connectors whose `source_lane_fid` is this lane."""
 
     fid: int
     polygon: shapely.Polygon
@@ -127,7 +128,7 @@ class TrafficLight:
 
 @dataclass(frozen=True)
 class Boundary:
-    """A lane marking or kerb that belongs to no particular lane. Those of lanes come from the lanes themselves."""
+    """A marking or kerb that belongs to no particular lane. Those of lanes come from the lanes themselves."""
 
     fid: int
     line: ArrayLike
@@ -138,12 +139,14 @@ class Boundary:
 class MapLayers:
     """Everything in one city's map, in metres of the city's UTM zone (constants.MAP_CRS).
 
-    The vehicle drives on roadblocks, intersections and car parks: their union is the scorer's drivable area. Lanes join
-    only through lane connectors, and a connector is drivable only where an intersection covers it.
+    The vehicle drives on roadblocks, intersections and car parks: their union is the scorer's drivable
+    area. Lanes join only through lane connectors, and a connector is drivable only where an intersection
+    covers it.
 
-    Feature ids are positive integers. They must differ between lanes and lane connectors and between roadblocks and
-    roadblock connectors, since logs name both by bare ids; ids from one counter satisfy this. Within a layer, objects
-    are stored by ascending id, which is the "order in file" of all rules of nuPlan.
+    Feature ids are positive integers. They must differ between lanes and lane connectors and between
+    roadblocks and roadblock connectors, since logs name both by bare ids; ids from one counter satisfy
+    this. Within a layer, objects are stored by ascending id, which is the "order in file" of all rules of
+    nuPlan.
     """
 
     lanes: Sequence[Lane] = ()
@@ -483,8 +486,10 @@ def _check(layers: MapLayers, map_name: str) -> None:
 
 def _to_degrees(tables: dict[str, _Table], crs: str) -> None:
     """Replace the geometries by those in (lon, lat), rows by ascending id; one call for all points."""
-    for table in tables.values():
+    for name, table in tables.items():
         table.rows.sort(key=lambda row: row[0])
+        for fid, geometry, _ in table.rows:
+            _check_geometry(geometry, table.geometry_type, f"feature {fid} of layer {name!r}")
     geometries = np.array([row[1] for table in tables.values() for row in table.rows], dtype=object)
     metres = shapely.get_coordinates(geometries)
     if not np.isfinite(metres).all():
@@ -503,6 +508,17 @@ def _to_degrees(tables: dict[str, _Table], crs: str) -> None:
         start = stop
 
 
+def _check_geometry(geometry: shapely.Geometry | None, geometry_type: str, where: str) -> None:
+    """Refuse what the official scorer would stumble over when it intersects shapes."""
+    if geometry is None or geometry.geom_type.upper() != geometry_type or geometry.is_empty:
+        got = "nothing" if geometry is None or geometry.is_empty else geometry.geom_type
+        raise DataError(
+            f"expected a {geometry_type}, got {got}: {where}; write the parts as features of their own"
+        )
+    if not shapely.is_valid(geometry):
+        raise DataError(f"a shape must be valid, got one with {shapely.is_valid_reason(geometry)}: {where}")
+
+
 def _write_tables(connection: sqlite3.Connection, tables: dict[str, _Table], crs: str) -> None:
     connection.execute("PRAGMA page_size = 4096")
     connection.execute("PRAGMA application_id = 0x47504B47")  # "GPKG"
@@ -515,13 +531,14 @@ def _write_tables(connection: sqlite3.Connection, tables: dict[str, _Table], crs
     connection.execute(
         "CREATE TABLE gpkg_contents (table_name TEXT NOT NULL PRIMARY KEY, data_type TEXT NOT NULL, "
         "identifier TEXT UNIQUE, description TEXT DEFAULT '', last_change DATETIME NOT NULL, min_x DOUBLE, "
-        "min_y DOUBLE, max_x DOUBLE, max_y DOUBLE, srs_id INTEGER, CONSTRAINT fk_gc_r_srs_id FOREIGN KEY (srs_id) "
-        "REFERENCES gpkg_spatial_ref_sys(srs_id))"
+        "min_y DOUBLE, max_x DOUBLE, max_y DOUBLE, srs_id INTEGER, CONSTRAINT fk_gc_r_srs_id "
+        "FOREIGN KEY (srs_id) REFERENCES gpkg_spatial_ref_sys(srs_id))"
     )
     connection.execute(
         "CREATE TABLE gpkg_geometry_columns (table_name TEXT NOT NULL, column_name TEXT NOT NULL, "
         "geometry_type_name TEXT NOT NULL, srs_id INTEGER NOT NULL, z TINYINT NOT NULL, m TINYINT NOT NULL, "
-        "CONSTRAINT pk_geom_cols PRIMARY KEY (table_name, column_name), CONSTRAINT uk_gc_table_name UNIQUE (table_name), "
+        "CONSTRAINT pk_geom_cols PRIMARY KEY (table_name, column_name), "
+        "CONSTRAINT uk_gc_table_name UNIQUE (table_name), "
         "CONSTRAINT fk_gc_tn FOREIGN KEY (table_name) REFERENCES gpkg_contents(table_name), "
         "CONSTRAINT fk_gc_srs FOREIGN KEY (srs_id) REFERENCES gpkg_spatial_ref_sys(srs_id))"
     )
@@ -597,7 +614,7 @@ def _write_layer(connection: sqlite3.Connection, name: str, table: _Table) -> No
 
 
 def _geometry_blob(geometry: shapely.Geometry) -> bytes:
-    """`GP`, version 0, flags (little-endian, envelope of x and y; none for a point), SRS id, envelope, WKB."""
+    """`GP`, version 0, flags (little-endian, envelope of x, y; none for a point), SRS id, envelope, WKB."""
     wkb = shapely.to_wkb(geometry, byte_order=1, output_dimension=2)
     if geometry.geom_type == "Point":
         return struct.pack("<2sBBi", b"GP", 0, 0b0001, _SRS_ID) + wkb

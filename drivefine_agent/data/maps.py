@@ -1,8 +1,8 @@
 """nuPlan map GeoPackages -> lanes, roadblocks and areas in metres, with their graph and proximity queries.
 
-A GeoPackage is an SQLite file whose geometry columns hold WKB behind a short header, so the standard library, shapely and
-pyproj read it. All rules (file order, which column joins what, what a proximity query compares) are nuPlan's; see
-nuplan/common/maps/nuplan_map and nuplan/database/maps_db/gpkg_mapsdb.py.
+A GeoPackage is an SQLite file whose geometry columns hold WKB behind a short header, so the standard
+library, shapely and pyproj read it. All rules (file order, which column joins what, what a proximity query
+compares) are nuPlan's; see nuplan/common/maps/nuplan_map and nuplan/database/maps_db/gpkg_mapsdb.py.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ Record = TypeVar("Record")
 
 
 class Objects(dict[str, Record], Generic[Record]):
-    """Id -> object, in file order. Looking up an unknown or incomplete id raises a DataError that says why."""
+    """Id -> object, in file order. An unknown or incomplete id raises a DataError with the reason."""
 
     def __init__(
         self, items: Mapping[str, Record], what: str, where: str, faults: Mapping[str, str] | None = None
@@ -120,6 +120,10 @@ class Objects(dict[str, Record], Generic[Record]):
         self._what = what
         self._where = where
         self._faults = dict(faults or {})
+
+    def is_incomplete(self, key: str) -> bool:
+        """Whether the file names this id but lacks a part of the object."""
+        return key in self._faults
 
     def __missing__(self, key: str) -> Record:
         fault = self._faults.get(key)
@@ -166,7 +170,8 @@ class Map:
 
     def lane(self, lane_id: str) -> LaneRecord:
         """The lane of this id, else the lane connector. Raises DataError if there is neither."""
-        return self.lanes[lane_id] if lane_id in self.lanes else self.lane_connectors[lane_id]
+        is_connector = lane_id in self.lane_connectors or self.lane_connectors.is_incomplete(lane_id)
+        return self.lane_connectors[lane_id] if is_connector else self.lanes[lane_id]
 
     def roadblock(self, roadblock_id: str) -> RoadblockRecord:
         """The roadblock of this id, else the roadblock connector. Raises DataError if there is neither."""
@@ -177,7 +182,8 @@ class Map:
         """Ids of the objects that intersect a square, in file order.
 
         Args:
-          layer: what to look for. As in nuPlan, a lane connector is compared by its line, all else by its polygon.
+          layer: what to look for. As in nuPlan, a lane connector is compared by its line, all else by its
+            polygon.
           xy: (2,) centre of the axis-aligned square [m].
           half_side: half its side [m].
         """
@@ -199,7 +205,7 @@ class Map:
         return found
 
     def nearest(self, layer: Layer | str, xy: ArrayLike) -> tuple[str, float] | None:
-        """Id and distance [m] of the object nearest to a point, the first in file order on ties; None if none."""
+        """Id and distance [m] of the object nearest to a point, first in file order on ties; None if none."""
         layer = Layer(layer)
         if not self._ids[layer]:
             return None
@@ -236,7 +242,8 @@ def load_map(maps_root: str | Path, map_name: str) -> Map:
         stat = path.stat()
     except OSError as error:
         raise DataError(
-            f"no map {map_name!r} at {path}: set NUPLAN_MAPS_ROOT to the folder that holds <map name>/<version>/map.gpkg"
+            f"no map {map_name!r} at {path}: set NUPLAN_MAPS_ROOT to the folder that holds "
+            "<map name>/<version>/map.gpkg"
         ) from error
     return _load_cached(map_name, path.resolve(), stat.st_mtime_ns, stat.st_size)
 
@@ -329,7 +336,7 @@ def _rows(connection: sqlite3.Connection, name: str, path: Path) -> _Table:
 
 
 def _wkb(blob: Any, where: str) -> bytes:
-    """The WKB inside a GeoPackage geometry: after `GP`, version, flags, int32 SRS id and an optional envelope."""
+    """The WKB in a GeoPackage geometry: after `GP`, version, flags, int32 SRS id and an optional envelope."""
     if not isinstance(blob, bytes) or blob[:2] != b"GP" or len(blob) < 8:
         raise DataError(f"not a GeoPackage geometry: {where}")
     envelope_code = (blob[3] >> 1) & 0b111
@@ -416,7 +423,7 @@ def _lanes(tables: Mapping[str, _Table], path: Path) -> tuple[Objects[LaneRecord
             stop_line_ids=_id_list(stop_lines[row]),
         )
     return (
-        Objects(lane_records, "lane", str(path), lane_faults),
+        Objects(lane_records, "lane or lane connector", str(path), lane_faults),
         Objects(connector_records, "lane connector", str(path), connector_faults),
     )
 

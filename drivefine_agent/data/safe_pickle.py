@@ -1,14 +1,16 @@
-"""The only place where pickles are read: an unpickler that can build builtins and numpy arrays and nothing else.
+"""The only place where pickles are read: an unpickler that builds builtins and numpy arrays, nothing else.
 
-A pickle is a program. Every function or class it wants to call has to be looked up by name first, so a refusal at that
-lookup happens before anything foreign has run. Of numpy only three reconstructing functions are offered, each behind
-a guard that accepts the arguments numpy itself writes and no others.
+A pickle is a program. Every function or class it wants to call has to be looked up by name first, so a
+refusal at that lookup happens before anything foreign has run. Of numpy only its reconstructing functions
+are offered, each behind a guard that accepts the arguments numpy itself writes and no others.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +23,8 @@ from drivefine_agent.errors import DataError, UnsafePickleError
 MAX_PICKLE_BYTES = 2 * 1024**3
 """Files above this are refused before they are read. A log of NAVSIM has a few tens of megabytes."""
 
-_MAX_SCALAR_BYTES = 1 << 20
+_MAX_NESTING = 64
+_PLAIN_DTYPE = re.compile(r"[biufcSUO]\d{0,6}")
 
 # What a damaged or foreign pickle can make the unpickler raise.
 _DAMAGE = (
@@ -65,32 +68,73 @@ def _forbid_call(*_args: Any) -> Any:
 _NDARRAY = _Guard(_forbid_call)  # stands for the class numpy.ndarray, which appears as an argument only
 
 
+class _Dtype:
+    """Stands for a dtype until the pickle is read: numpy's own would believe whatever state a pickle sets."""
+
+    __slots__ = ("value",)
+    value: np.dtype
+
+    def __init__(self, spec: Any, *_align_and_copy: Any) -> None:
+        if not isinstance(spec, str) or not _PLAIN_DTYPE.fullmatch(spec):
+            raise UnsafePickleError(f"only plain dtypes are read from a pickle, got {spec!r:.40}")
+        self.value = np.dtype(spec)
+
+    def __setstate__(self, state: Any) -> None:
+        # (version, byte order, subarray, field names, fields, size, alignment, flags)
+        if not isinstance(state, tuple) or len(state) < 8 or state[1] not in ("<", ">", "|", "="):
+            raise UnsafePickleError("a dtype in a pickle has a state that numpy does not write")
+        if state[2:5] != (None, None, None) or state[5] not in (-1, self.value.itemsize):
+            raise UnsafePickleError(
+                "only plain dtypes are read from a pickle, got one with fields or of odd size"
+            )
+        if state[1] in "<>":
+            self.value = self.value.newbyteorder(state[1])
+
+
+class _PickledArray(np.ndarray):
+    """An array whose state is checked before numpy sees it; `_plain` turns it into a plain one."""
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
+            raise UnsafePickleError("a numpy array in a pickle has a state that numpy does not write")
+        version, shape, dtype, is_fortran, data = state
+        size = _size(shape)
+        if dtype.value.hasobject:
+            is_fitting = isinstance(data, list) and len(data) == size
+        else:
+            is_fitting = isinstance(data, bytes) and len(data) == size * dtype.value.itemsize
+        if not is_fitting:
+            raise UnsafePickleError("the data of a numpy array in a pickle do not fit its shape and dtype")
+        state = (version, shape, dtype.value, bool(is_fortran), data)
+        super().__setstate__(state)
+
+
+def _size(shape: Any) -> int:
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise UnsafePickleError(f"the shape of a numpy array must be a tuple of counts, got {shape!r:.40}")
+    return math.prod(shape)
+
+
 def _empty_array(subtype: Any, shape: Any, typecode: Any) -> np.ndarray:
     """The empty array that numpy's `_reconstruct` makes before the state is set."""
     if subtype is not _NDARRAY or shape != (0,) or typecode not in (b"b", "b"):
         raise UnsafePickleError("only plain numpy arrays can be read from a pickle")
-    return np.empty((0,), dtype=np.int8)
-
-
-def _dtype(spec: Any, align: Any = False, copy: Any = True) -> np.dtype:
-    """A fresh dtype: never the shared one, which a following state would change for the whole process."""
-    if not isinstance(spec, str):
-        raise UnsafePickleError(f"a dtype in a pickle must be given by its name, got {type(spec).__name__}")
-    return np.dtype(spec, bool(align), True)
+    return np.empty((0,), dtype=np.int8).view(_PickledArray)
 
 
 def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    if not isinstance(buffer, bytes | bytearray) or not isinstance(dtype, np.dtype):
+    if not isinstance(buffer, bytes | bytearray) or not isinstance(dtype, _Dtype) or order not in ("C", "F"):
         raise UnsafePickleError("a numpy array in a pickle must be made from bytes and a dtype")
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+    _size(shape)
+    return np.frombuffer(buffer, dtype=dtype.value).reshape(shape, order=order)
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.itemsize > _MAX_SCALAR_BYTES:
-        raise UnsafePickleError("a numpy scalar in a pickle must have a plain dtype of sensible size")
-    if not isinstance(data, bytes) or len(data) != dtype.itemsize:
+    if not isinstance(dtype, _Dtype) or dtype.value.hasobject:
+        raise UnsafePickleError("a numpy scalar in a pickle must have a plain dtype")
+    if not isinstance(data, bytes) or len(data) != dtype.value.itemsize:
         raise UnsafePickleError("a numpy scalar in a pickle must be made from as many bytes as its dtype has")
-    return np.frombuffer(data, dtype=dtype)[0]
+    return np.frombuffer(data, dtype=dtype.value)[0]
 
 
 def _latin1_encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -100,12 +144,20 @@ def _latin1_encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes(*args: Any) -> bytes:
+    """How pickles of protocol 2 and below write empty bytes."""
+    if args:
+        raise UnsafePickleError("bytes may only be called without arguments in a pickle")
+    return b""
+
+
 def _numpy_names() -> dict[tuple[str, str], Any]:
     """The names under which numpy 1.x and 2.x write arrays, scalars and dtypes."""
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): _NDARRAY,
-        ("numpy", "dtype"): _Guard(_dtype),
+        ("numpy", "dtype"): _Guard(_Dtype),
         ("_codecs", "encode"): _Guard(_latin1_encode),
+        ("__builtin__", "bytes"): _Guard(_no_bytes),
         ("builtins", "set"): set,
         ("builtins", "frozenset"): frozenset,
         ("__builtin__", "set"): set,
@@ -133,8 +185,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return self._allow[module, name]
         except KeyError:
             raise UnsafePickleError(
-                f"only builtin containers and numpy arrays are read from a pickle, but it names {module}.{name}: "
-                f"{self._where}; nothing of it was executed, do not open this file with a plain unpickler"
+                f"only builtin containers and numpy arrays are read from a pickle, but it names "
+                f"{module}.{name}: {self._where}; nothing of it was executed, do not open this file with a "
+                f"plain unpickler"
             ) from None
 
 
@@ -181,6 +234,33 @@ def load_pickle_bytes(
             f"not a complete pickle ({type(error).__name__}: {error}): {where}, {len(data)} bytes; "
             f"the file is truncated or of another format, fetch or write it again"
         ) from error
-    if any(value is guard for guard in allow.values()):
-        raise UnsafePickleError(f"the pickle holds a function instead of data: {where}")
+    return _plain(value, where, set(), 0)
+
+
+def _plain(value: Any, where: str, seen: set[int], depth: int) -> Any:
+    """`value` with plain numpy objects for the checked stand-ins. Lists and dicts are changed in place."""
+    if depth > _MAX_NESTING:
+        raise DataError(f"the data in a pickle may be nested {_MAX_NESTING} deep, got more: {where}")
+    if isinstance(value, _PickledArray):
+        value = value.view(np.ndarray)
+    if isinstance(value, _Dtype):
+        return value.value
+    if isinstance(value, _Guard | type):
+        raise UnsafePickleError(f"the pickle holds a function or class instead of data: {where}")
+    if isinstance(value, list | dict) or (isinstance(value, np.ndarray) and value.dtype.hasobject):
+        if id(value) in seen:
+            return value
+        seen.add(id(value))
+        items: Any = value
+        if isinstance(value, np.ndarray):
+            items = value.reshape(-1) if value.flags.c_contiguous else value.T.reshape(-1)
+        for key, item in items.items() if isinstance(items, dict) else enumerate(items):
+            if isinstance(item, _CONTAINERS):
+                items[key] = _plain(item, where, seen, depth + 1)
+    elif isinstance(value, tuple):
+        if any(isinstance(item, _CONTAINERS) for item in value):
+            return tuple(_plain(item, where, seen, depth + 1) for item in value)
     return value
+
+
+_CONTAINERS = (list, dict, tuple, np.ndarray, _Dtype, _Guard, type)

@@ -1,8 +1,8 @@
 """Cutting logs into samples exactly as NAVSIM does, and saying aloud what NAVSIM passes over in silence.
 
-The identity of a sample is the token of its current frame. NAVSIM does not look at time stamps when it cuts windows, and
-a token of the filter that never comes to lie on a current frame is simply absent from its results. Here the windows
-are the same, but gaps are reported and absent tokens are an error.
+The identity of a sample is the token of its current frame. NAVSIM does not look at time stamps when it cuts
+windows, and a token of the filter that never comes to lie on a current frame is simply absent from its
+results. Here the windows are the same, but gaps are reported and absent tokens are an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from drivefine_agent.errors import DataError
 from drivefine_agent.geometry.se2 import local_from_global
 
 MAX_FRAME_GAP_S = 0.55
-"""Longest step between frames that counts as 2 Hz. The bound that NAVSIM 2.2 asserts for its pairs of frames."""
+"""Longest step between frames that counts as 2 Hz. NAVSIM 2.2 asserts this bound for its pairs of frames."""
 
 OnTrouble = Literal["warn", "error"]
 
@@ -36,7 +36,7 @@ class SceneDataWarning(UserWarning):
 
 @dataclass(frozen=True)
 class SceneFilter:
-    """Which samples to cut from logs. Fields, defaults and effects are those of NAVSIM's class of this name."""
+    """Which samples to cut from logs. Fields, defaults and effects are those of NAVSIM's SceneFilter."""
 
     num_history_frames: int = NUM_HISTORY_FRAMES
     """Past and current frames."""
@@ -116,14 +116,15 @@ def load_scenes(
     Args:
       log_dir: folder with `<log_name>.pkl` files, e.g. `navsim_logs/test`.
       scene_filter: which samples to cut.
-      on_missing: what to do when a token or log of the filter yields no sample. NAVSIM leaves it out in silence.
-      on_gap: what to do when a window holds a step longer than `MAX_FRAME_GAP_S`. NAVSIM scores such a window as if
-        its frames were 0.5 s apart, so "warn" keeps the window and "error" refuses the whole.
+      on_missing: what to do when a token or log of the filter yields no sample. NAVSIM leaves it out in
+        silence.
+      on_gap: what to do when a window holds a step longer than `MAX_FRAME_GAP_S`. NAVSIM scores such a
+        window as if its frames were 0.5 s apart, so "warn" keeps the window and "error" refuses the whole.
       show_progress: draw a progress bar over the log files.
 
     Raises:
-      DataError: a file is damaged, nothing is found, two samples share a token, or as chosen above. One error for
-        all absent tokens, with their number and the first few.
+      DataError: a file is damaged, nothing is found, two samples share a token, or as chosen above. One
+        error for all absent tokens, with their number and the first few.
     """
     paths, absent_logs = _log_paths(Path(log_dir), scene_filter)
     windows: dict[str, SceneWindow] = {}
@@ -194,8 +195,9 @@ def future_poses(window: SceneWindow, n: int = NUM_POSES) -> FloatArray:
     """
     if n > window.num_future_frames:
         raise DataError(
-            f"{n} future poses ({n * FRAME_INTERVAL_S:g} s) were asked for, the window of token {window.token!r} "
-            f"(log {window.log_name!r}) holds {window.num_future_frames}: raise num_future_frames in the scene filter"
+            f"{n} future poses ({n * FRAME_INTERVAL_S:g} s) were asked for, the window of token "
+            f"{window.token!r} (log {window.log_name!r}) holds {window.num_future_frames}: raise "
+            "num_future_frames in the scene filter"
         )
     start = window.num_history_frames
     return local_poses(window.frames[start : start + n], window.current)
@@ -235,7 +237,7 @@ def _reasons(
             )
         elif start % scene_filter.stride:
             reasons[frame.token] = (
-                f"it is frame {index} in {path.name}, off the stride of {scene_filter.stride} (frame_interval)"
+                f"it is frame {index} in {path.name}, off the stride of {scene_filter.stride} frames"
             )
         elif scene_filter.has_route and not frame.roadblock_ids:
             reasons[frame.token] = f"frame {index} in {path.name} has no route (has_route)"
@@ -254,10 +256,12 @@ def _report_missing(
     absent_tokens = [token for token in dict.fromkeys(scene_filter.tokens or ()) if token not in found]
     parts = []
     if absent_tokens:
+        num_tokens = len(dict.fromkeys(scene_filter.tokens or ()))
         known = "; ".join(f"{t!r}: {reasons[t]}" for t in absent_tokens if t in reasons)
         parts.append(
-            f"{len(absent_tokens)} of the {len(dict.fromkeys(scene_filter.tokens or ()))} tokens of the filter give "
-            f"no sample: {_listed(absent_tokens)}" + (f" ({known[:400]})" if known else "")
+            f"{len(absent_tokens)} of the {num_tokens} tokens of the filter give no sample: "
+            + _listed(absent_tokens)
+            + (f" ({known[:400]})" if known else "")
         )
     if absent_logs and (absent_tokens or scene_filter.tokens is None):
         parts.append(f"{len(absent_logs)} logs of the filter have no file: {_listed(absent_logs)}")
@@ -277,8 +281,8 @@ def _report_gaps(scenes: Sequence[SceneWindow], on_gap: OnTrouble) -> None:
         return
     longest = max(length_s for _, found in gaps for _, length_s in found)
     _raise_or_warn(
-        f"{len(gaps)} of {len(scenes)} windows hold a step longer than {MAX_FRAME_GAP_S} s (longest {longest:.2f} s), "
-        f"though a sample's frames count as {FRAME_INTERVAL_S} s apart: "
+        f"{len(gaps)} of {len(scenes)} windows hold a step longer than {MAX_FRAME_GAP_S} s "
+        f"(longest {longest:.2f} s), though a sample's frames count as {FRAME_INTERVAL_S} s apart: "
         f"{_listed([f'{scene.token} in {scene.log_name}' for scene, _ in gaps])}. "
         f"NAVSIM keeps such samples; leave their tokens out of the filter to be rid of them",
         on_gap,

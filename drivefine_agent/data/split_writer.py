@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from drivefine_agent.data.scenes import SceneFilter
 from drivefine_agent.data.splits import Split, StageGroup
 from drivefine_agent.errors import DataError
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
 
 def write_split(splits_root: str | Path, split: Split) -> Path:
-    """Write `train_test_split/<name>.yaml` and `train_test_split/scene_filter/<name>.yaml` below `splits_root`.
+    """Write `train_test_split/<name>.yaml` and `train_test_split/scene_filter/<name>.yaml` below a folder.
 
-    NAVSIM finds them with `hydra.searchpath=[file://<splits_root>]`. Keys that only NAVSIM 2 knows are written where
-    they say something, so that a plain split suits NAVSIM 1.1 too. Every token is quoted: some consist of digits only.
+    NAVSIM finds them with `hydra.searchpath=[file://<splits_root>]`. Keys that only NAVSIM 2 knows are
+    written where they say something, so that a plain split suits NAVSIM 1.1 too. Every token is quoted:
+    some consist of digits only.
 
     Returns:
       Path of the split's file.
@@ -23,8 +27,8 @@ def write_split(splits_root: str | Path, split: Split) -> Path:
     Raises:
       DataError: a name that cannot be a file's, or names with quotation marks or line breaks.
     """
-    if not split.name or not split.name.replace("-", "_").replace(".", "_").isidentifier():
-        raise DataError(f"a split's name must consist of letters, digits and _, got {split.name!r}")
+    if not _NAME.fullmatch(split.name):
+        raise DataError(f"a split's name must consist of letters, digits, '_' and '-', got {split.name!r}")
     folder = Path(splits_root) / "train_test_split"
     lines = ["defaults:", f"  - scene_filter: {split.name}", f"data_split: {_quoted(split.data_split)}"]
     if split.reactive_all_mapping is not None:

@@ -1,8 +1,8 @@
 """NAVSIM's split YAMLs: which folder of logs, which samples, which pairs of stages.
 
-A split `<name>` is `train_test_split/<name>.yaml`, which names a `train_test_split/scene_filter/<filter>.yaml`. They are
-read here without Hydra and with every scalar taken as text, so that a token of digits stays a token whether or not
-it was quoted.
+A split `<name>` is `train_test_split/<name>.yaml`, which names a
+`train_test_split/scene_filter/<filter>.yaml`. They are read here without Hydra and with every scalar taken
+as text, so that a token of digits stays a token whether or not it was quoted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frozen records passed between the parts: what a log frame, a scene window and an observation are.
 
-Frames of reference: *global* is the metric UTM frame of the map; *ego* has its origin at the rear axle, x forward,
-y left, z up. Headings are counter-clockwise radians.
+Frames of reference: *global* is the metric UTM frame of the map; *ego* has its origin at the rear axle, x
+forward, y left, z up. Headings are counter-clockwise radians.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Frame:
     token: str
     timestamp_us: int
     ego_pose: FloatArray
-    """(3,) rear axle x, y [m], heading [rad], global. Heading by NAVSIM's formula (quirk 18 of the scorer)."""
+    """(3,) rear axle x, y [m], heading [rad], global. Heading by NAVSIM's formula (`logs.navsim_heading`)."""
     ego_velocity: FloatArray
     """(2,) [m/s] in the ego frame; float32-rounded values held as float64, as NAVSIM has them."""
     ego_acceleration: FloatArray
