@@ -22,6 +22,7 @@ from drivefine_agent.scoring.types import FloatArray, ScoringScene
 
 TIE_TOLERANCE_M = 1e-6
 _UNDECIDED = 2
+_CHUNK_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,9 @@ def contact_table(
     track_corners = kernel_input(tracks.corners)
     boxes = _box_table(track_corners, kernel_input(tracks.exists, np.bool_))
     times = kernel_input(samples, np.int64)
-    table = _contacts(corners, boxes, kernel_input(tracks.exists, np.bool_), times)
-    undecided = np.argwhere(table == _UNDECIDED)
-    if len(undecided):
-        p, s, k = undecided.T
+    table, num_undecided = _contacts(corners, boxes, kernel_input(tracks.exists, np.bool_), times)
+    if num_undecided:
+        p, s, k = np.nonzero(table == _UNDECIDED)
         table[p, s, k] = shapely.intersects(
             shapely.polygons(corners[p, s]), shapely.polygons(track_corners[times[s], k])
         )
@@ -142,7 +142,7 @@ def _gap(ego, box):
 
 @njit(cache=True, nogil=True)
 def _decide(ego, box):
-    """1 where two boxes touch, 0 where not, 2 where the answer is left to GEOS."""
+    """1 where two boxes touch, 0 where not, _UNDECIDED where the answer is left to GEOS."""
     if box[6] < 0.0 or ego[6] < 0.0:
         return _UNDECIDED
     gap = _gap(ego, box)
@@ -152,22 +152,73 @@ def _decide(ego, box):
 
 
 @njit(cache=True, nogil=True)
+def _track_bounds(boxes, exists, samples):
+    """(C, K, 4) least x and y, largest x and y of each track over each chunk of samples; empty if absent."""
+    num_tracks = exists.shape[1]
+    num_chunks = (samples.shape[0] + _CHUNK_SAMPLES - 1) // _CHUNK_SAMPLES
+    bounds = np.empty((num_chunks, num_tracks, 4))
+    bounds[:, :, :2] = np.inf
+    bounds[:, :, 2:] = -np.inf
+    for s in range(samples.shape[0]):
+        chunk, time = s // _CHUNK_SAMPLES, samples[s]
+        for k in range(num_tracks):
+            if exists[time, k]:
+                reach = abs(boxes[time, k, 6]) + TIE_TOLERANCE_M
+                bounds[chunk, k, 0] = min(bounds[chunk, k, 0], boxes[time, k, 0] - reach)
+                bounds[chunk, k, 1] = min(bounds[chunk, k, 1], boxes[time, k, 1] - reach)
+                bounds[chunk, k, 2] = max(bounds[chunk, k, 2], boxes[time, k, 0] + reach)
+                bounds[chunk, k, 3] = max(bounds[chunk, k, 3], boxes[time, k, 1] + reach)
+    return bounds
+
+
+@njit(cache=True, nogil=True)
 def _contacts(ego_corners, boxes, exists, samples):
+    """(P, S, K) answers of _decide, and how many of them are left to GEOS."""
     num_proposals, num_samples = ego_corners.shape[:2]
     num_tracks = exists.shape[1]
     table = np.zeros((num_proposals, num_samples, num_tracks), dtype=np.int8)
+    num_undecided = 0
+    bounds = _track_bounds(boxes, exists, samples)
+    near = np.empty(num_tracks, dtype=np.int64)
     ego = np.empty(7)
     for p in range(num_proposals):
-        for s in range(num_samples):
-            _fill_box(ego_corners[p, s], ego)
-            x, y, radius = ego[0], ego[1], abs(ego[6]) + TIE_TOLERANCE_M
-            time = samples[s]
+        for chunk in range(bounds.shape[0]):
+            first = chunk * _CHUNK_SAMPLES
+            last = min(first + _CHUNK_SAMPLES, num_samples)
+
+            # Tracks that come near the ego at all within this chunk of samples.
+            x_low, y_low, x_high, y_high = np.inf, np.inf, -np.inf, -np.inf
+            for s in range(first, last):
+                for corner in range(4):
+                    x_low = min(x_low, ego_corners[p, s, corner, 0])
+                    y_low = min(y_low, ego_corners[p, s, corner, 1])
+                    x_high = max(x_high, ego_corners[p, s, corner, 0])
+                    y_high = max(y_high, ego_corners[p, s, corner, 1])
+            num_near = 0
             for k in range(num_tracks):
-                dx, dy = boxes[time, k, 0] - x, boxes[time, k, 1] - y
-                reach = abs(boxes[time, k, 6]) + radius
-                if dx * dx + dy * dy <= reach * reach and exists[time, k]:
-                    table[p, s, k] = _decide(ego, boxes[time, k])
-    return table
+                if (
+                    bounds[chunk, k, 0] <= x_high
+                    and bounds[chunk, k, 2] >= x_low
+                    and bounds[chunk, k, 1] <= y_high
+                    and bounds[chunk, k, 3] >= y_low
+                ):
+                    near[num_near] = k
+                    num_near += 1
+            if num_near == 0:
+                continue
+
+            for s in range(first, last):
+                _fill_box(ego_corners[p, s], ego)
+                x, y, radius = ego[0], ego[1], abs(ego[6]) + TIE_TOLERANCE_M
+                time = samples[s]
+                for n in range(num_near):
+                    k = near[n]
+                    dx, dy = boxes[time, k, 0] - x, boxes[time, k, 1] - y
+                    reach = abs(boxes[time, k, 6]) + radius
+                    if dx * dx + dy * dy <= reach * reach and exists[time, k]:
+                        table[p, s, k] = _decide(ego, boxes[time, k])
+                        num_undecided += table[p, s, k] == _UNDECIDED
+    return table, num_undecided
 
 
 @njit(cache=True, nogil=True)
