@@ -62,7 +62,8 @@ def read_log(path: str | Path) -> list[Frame]:
             f"a log is a list of dicts, one per frame, got {type(records).__name__}: {path}; "
             "is this a NAVSIM log?"
         )
-    frames = [_frame_from_record(record, path, index) for index, record in enumerate(records)]
+    calibrations: dict[bytes, FloatArray] = {}
+    frames = [_frame_from_record(record, path, index, calibrations) for index, record in enumerate(records)]
     _check_order(frames, path)
     return frames
 
@@ -89,7 +90,9 @@ def navsim_heading(rotation: ArrayLike) -> float:
     return float(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y**2 + z**2)))
 
 
-def _frame_from_record(record: Mapping[str, Any], path: Path, index: int) -> Frame:
+def _frame_from_record(
+    record: Mapping[str, Any], path: Path, index: int, calibrations: dict[bytes, FloatArray]
+) -> Frame:
     where = f"frame {index} of {path}"
     missing = [key for key in _REQUIRED_KEYS if key not in record]
     if missing:
@@ -127,7 +130,7 @@ def _frame_from_record(record: Mapping[str, Any], path: Path, index: int) -> Fra
         roadblock_ids=_texts(record["roadblock_ids"], "roadblock_ids", where),
         traffic_lights=_traffic_lights(record, where),
         annotations=_annotations(record["anns"], where) if record.get("anns") is not None else None,
-        cameras=_cameras(record, where),
+        cameras=_cameras(record, where, calibrations),
         lidar_path=None if lidar_path is None else str(lidar_path),
         log_name=log_name,
         map_name=map_name,
@@ -154,28 +157,37 @@ def _annotations(record: Any, where: str) -> Annotations:
     )
 
 
-def _cameras(record: Mapping[str, Any], where: str) -> dict[str, CameraRecord]:
+def _cameras(
+    record: Mapping[str, Any], where: str, calibrations: dict[bytes, FloatArray]
+) -> dict[str, CameraRecord]:
     cams = record["cams"]
     if not isinstance(cams, dict):
         raise DataError(f"'cams' must be a dict of cameras, got {type(cams).__name__} in {where}")
     missing = [name for name in CAMERA_NAMES if name not in cams]
     if missing:
         raise DataError(f"'cams' must hold all eight cameras, {missing} are missing in {where}")
-    return {name: _camera(cams[name], f"camera {name} of {where}") for name in CAMERA_NAMES}
+    return {name: _camera(cams[name], f"camera {name} of {where}", calibrations) for name in CAMERA_NAMES}
 
 
-def _camera(record: Any, where: str) -> CameraRecord:
+def _camera(record: Any, where: str, calibrations: dict[bytes, FloatArray]) -> CameraRecord:
+    """One camera. Calibrations repeat in every frame of a log; equal arrays are kept once, read-only."""
     if not isinstance(record, dict):
         raise DataError(f"a camera must be a dict, got {type(record).__name__}: {where}")
     missing = [key for key in _CAMERA_KEYS if key not in record]
     if missing:
         raise DataError(f"a camera needs the keys {missing}, which are missing: {where}")
+
+    def calibration(key: str, shape: tuple[int, ...]) -> FloatArray:
+        array = _floats(record, key, shape, where)
+        array.setflags(write=False)
+        return calibrations.setdefault(array.tobytes() + bytes(shape), array)
+
     return CameraRecord(
         data_path=_text(record, "data_path", where),
-        sensor2lidar_rotation=_floats(record, "sensor2lidar_rotation", (3, 3), where),
-        sensor2lidar_translation=_floats(record, "sensor2lidar_translation", (3,), where),
-        intrinsics=_floats(record, "cam_intrinsic", (3, 3), where),
-        distortion=_floats(record, "distortion", (5,), where),
+        sensor2lidar_rotation=calibration("sensor2lidar_rotation", (3, 3)),
+        sensor2lidar_translation=calibration("sensor2lidar_translation", (3,)),
+        intrinsics=calibration("cam_intrinsic", (3, 3)),
+        distortion=calibration("distortion", (5,)),
     )
 
 

@@ -56,6 +56,14 @@ def test_frames_hold_what_the_pickle_holds(log_path, records):
         assert frame.cameras["CAM_F0"].data_path == record["cams"]["CAM_F0"]["data_path"]
 
 
+def test_equal_calibrations_of_a_log_are_kept_once(log_path):
+    first, last = (read_log(log_path)[index].cameras["CAM_F0"] for index in (0, -1))
+    assert not first.intrinsics.flags.writeable
+    frames = read_log(log_path)
+    assert frames[0].cameras["CAM_F0"].intrinsics is frames[-1].cameras["CAM_F0"].intrinsics
+    np.testing.assert_array_equal(first.sensor2lidar_rotation, last.sensor2lidar_rotation)
+
+
 def test_dynamics_are_rounded_to_float32_and_held_as_float64(log_path, records):
     frame = read_log(log_path)[0]
     vx = records[0]["ego_dynamic_state"][0]

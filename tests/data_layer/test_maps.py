@@ -31,12 +31,13 @@ def gpkg(root):
 
 def edit(path, *statements):
     """Run SQL on a map. Triggers of the writer call functions that plain SQLite lacks, so they go first."""
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN")
     for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         connection.execute(f'DROP TRIGGER "{trigger}"')
     for statement in statements:
         connection.execute(statement)
-    connection.commit()
+    connection.execute("COMMIT")
     connection.close()
 
 
