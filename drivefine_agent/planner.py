@@ -139,7 +139,7 @@ class Planner:
             )
         tokenizer = TextTokenizer.from_file(folder)
         model = DriveFineModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        model.to(torch.device(device))  # type: ignore[arg-type]
+        model.to(torch.device(device))
         return cls(model.eval(), tokenizer, options)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -52,6 +52,20 @@ class DriveFineModel(PreTrainedModel):
         self.heads = Heads(config)
         self.post_init()
         self.backbone.copy_generation_to_refinement()
+        self._freeze_idle_parameters()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; loading replaces the parameters, so idle ones are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze_idle_parameters()
+        return loaded
+
+    def _freeze_idle_parameters(self) -> None:
+        """Parameters that checkpoints have but no output depends on: an optimiser must not wait for them."""
+        self.vision.tower.post_layernorm.requires_grad_(False)
+        self.heads.lm_head.requires_grad_(not self.config.slot_restricted)
 
     def encode_images(self, tiles: Tensor) -> Tensor:
         """(B, num_visual_tokens, D) of (B, T, S, S, 3) uint8 tiles; reusable while vision is frozen."""

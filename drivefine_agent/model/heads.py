@@ -58,7 +58,6 @@ class Heads(nn.Module):
         self.slot_restricted = config.slot_restricted
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.base_vocab_size, bias=False)
         self.action_head = ActionTable(config.action_spec, config.text_config.hidden_size)
-        self.lm_head.requires_grad_(not self.slot_restricted)  # nothing reads it then
 
     def forward(self, hidden: Tensor, frozen: bool = False) -> AnswerLogits:
         """Logits of answers.

@@ -16,7 +16,6 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: DriveFineConfig) -> None:
         super().__init__()
         self.tower = SiglipVisionModel(config.vision_config)
-        self.tower.post_layernorm.requires_grad_(False)  # in checkpoints, but nothing reads its output
 
     def forward(self, tiles: Tensor) -> Tensor:
         """(B, T, g * g, C) features of (B, T, S, S, 3) uint8 RGB tiles."""

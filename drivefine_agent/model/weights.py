@@ -1,8 +1,8 @@
 """Foreign checkpoints: which of their tensors is which of ours, and loading them without silent gaps.
 
-LLaDA-8B's 291 tensors map one to one. A trap in their names: `ff_out` inside a block is the down projection, at the
-top level it is the output head; `ff_proj` is the gated branch. A LaViDa checkpoint adds the vision tower, the
-projector and the newline vector, each under `model.`.
+LLaDA-8B's 291 tensors map one to one. A trap in their names: `ff_out` inside a block is the down projection,
+at the top level it is the output head; `ff_proj` is the gated branch. A LaViDa checkpoint adds the vision
+tower, the projector and the newline vector, each under `model.`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ _LAVIDA_PREFIXES = {
 }
 _LAVIDA_NEWLINE = "model.image_newline"
 
-OURS_ALONE = ("embeddings.action_embed.", "heads.action_head.", "backbone.refine_layers.", "projector.positions")
+OURS_ALONE = (
+    "embeddings.action_embed.",
+    "heads.action_head.",
+    "backbone.refine_layers.",
+    "projector.positions",
+)
 """Parameters that no foreign checkpoint has."""
 
 
@@ -54,7 +59,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     """Our names, filled from the checkpoint."""
     missing: tuple[str, ...]
-    """Our names that the checkpoint could have had but did not (a LLaDA checkpoint has no vision); unchanged."""
+    """Our names that the checkpoint could have had but has not (LLaDA has no vision); left as they were."""
 
 
 def llada_name(name: str) -> str | None:
@@ -75,14 +80,12 @@ def llada_name(name: str) -> str | None:
     return f"backbone.layers.{match[1]}.{_LLADA_BLOCK[match[2]]}.weight"
 
 
-def load_llada(
-    model: DriveFineModel, folder: str | Path, digit_ids: list[int] | None = None
-) -> LoadReport:
+def load_llada(model: DriveFineModel, folder: str | Path, digit_ids: list[int] | None = None) -> LoadReport:
     """Fills a model from a LLaDA or LaViDa checkpoint, then starts what is new from it.
 
-    The refinement blocks become copies of the last blocks, and the action rows are initialised ordinally around the
-    rows of `digit_ids`. Embedding and head may have fewer rows than the model's (LaViDa cuts unused ones): the rest
-    keep their values.
+    The refinement blocks become copies of the last blocks, and the action rows are initialised ordinally
+    around the rows of `digit_ids`. Embedding and head may have fewer rows than the model's (LaViDa cuts
+    unused ones): the rest keep their values.
 
     Args:
       model: of the checkpoint's sizes.
@@ -90,8 +93,8 @@ def load_llada(
       digit_ids: base rows of digits, dot and minus; None: the mean of all rows.
 
     Raises:
-      DataError: if a file is missing, or a tensor is unknown, of the wrong shape, or one of the language model's is
-        absent.
+      DataError: if a file is missing, or a tensor is unknown, of the wrong shape, or one of the language
+        model's is absent.
     """
     ours = dict(model.named_parameters())
     loaded = []
@@ -108,7 +111,9 @@ def load_llada(
     missing = sorted(expected - set(loaded))
     language = [n for n in missing if n.startswith(("embeddings.", "backbone.", "heads."))]
     if language:
-        raise DataError(f"the checkpoint in {folder} lacks {len(language)} tensors of the language model: {language[:5]}")
+        raise DataError(
+            f"the checkpoint in {folder} lacks {len(language)} tensors of the language model: {language[:5]}"
+        )
     model.backbone.copy_generation_to_refinement()
     model.initialise_action_rows(digit_ids)
     return LoadReport(tuple(sorted(loaded)), tuple(missing))
@@ -119,7 +124,9 @@ def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path) -> None:
     if is_vocabulary and tensor.shape[1:] == parameter.shape[1:] and len(tensor) <= len(parameter):
         parameter = parameter[: len(tensor)]
     if tensor.shape != parameter.shape:
-        raise DataError(f"{name} must have shape {tuple(parameter.shape)}, got {tuple(tensor.shape)} in {file}")
+        raise DataError(
+            f"{name} must have shape {tuple(parameter.shape)}, got {tuple(tensor.shape)} in {file}"
+        )
     with torch.no_grad():
         parameter.copy_(tensor)
 
@@ -136,5 +143,5 @@ def _tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
         if not file.is_file():
             raise DataError(f"no {shard} in {folder}: a checkpoint needs model.safetensors or all its shards")
         with safe_open(str(file), framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+            for name in tensors.keys():
                 yield file, name, tensors.get_tensor(name)

@@ -57,5 +57,3 @@ def random_actions(config: DriveFineConfig, lead: tuple[int, ...], generator: to
     spatial = torch.randint(0, config.spatial_bins, (*lead, 8, 2), generator=generator)
     heading = torch.randint(0, config.heading_bins, (*lead, 8, 1), generator=generator) + config.spatial_bins
     return torch.cat([spatial, heading], dim=-1).flatten(-2)
-
-

@@ -79,7 +79,7 @@ def test_full_vocabulary_log_probs_subtract_the_common_normaliser() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_samples_follow_the_softmax(temperature: float) -> None:
-    # 20,000 draws of the same 24 slots; chi-square against the softmax. At most 9 degrees of freedom, 24 slots:
+    # 20,000 draws of the same 24 slots; chi-square against the softmax. At most 9 degrees of freedom:
     # 40 is exceeded with a probability of 1e-5 per slot.
     num_draws = 20_000
     logits = random_logits()
@@ -158,7 +158,7 @@ def test_label_smoothing_is_the_cross_entropy_against_a_gaussian(is_full_vocabul
 def test_inverse_ratio_weights_each_row_by_its_mask_ratio() -> None:
     is_masked = torch.tensor([[True] * 6 + [False] * 18])
     weights = masked_pair_weights(is_masked, torch.tensor([0.25]), "inverse_ratio")
-    # The first row masks a quarter: weight 1 / 0.25; its complement 1 / 0.75; halved, as a pair is one sample.
+    # The first row masks a quarter: 1 / 0.25; its complement 1 / 0.75; halved, as a pair is one sample.
     assert weights[0, 0, 0] == pytest.approx(2.0)
     assert weights[0, 0, -1] == pytest.approx(2.0 / 3.0)
     assert masked_pair_weights(is_masked, torch.tensor([0.25])) is None

@@ -19,19 +19,15 @@ class FixedModel:
     """
 
     def __init__(self, sharpness: torch.Tensor) -> None:
-        self.sharpness = sharpness.view(8, 3)
         self.seen: list[torch.Tensor] = []
+        preferred, sharpness = (torch.arange(24) % 5).view(8, 3, 1), sharpness.view(8, 3, 1)
+        self.spatial = torch.zeros(8, 2, 10).scatter_(-1, preferred[:, :2], sharpness[:, :2])
+        self.heading = torch.zeros(8, 6).scatter_(-1, preferred[:, 2], sharpness[:, 2])
 
     def __call__(self, actions: torch.Tensor) -> AnswerLogits:
         self.seen.append(actions.clone())
         lead = actions.shape[:-1]
-        preferred = (torch.arange(24) % 5).view(8, 3)
-        spatial, heading = torch.zeros(*lead, 8, 2, 10), torch.zeros(*lead, 8, 6)
-        for pose in range(8):
-            for field in range(2):
-                spatial[..., pose, field, preferred[pose, field]] = self.sharpness[pose, field]
-            heading[..., pose, preferred[pose, 2]] = self.sharpness[pose, 2]
-        return AnswerLogits(spatial, heading)
+        return AnswerLogits(self.spatial.expand(*lead, -1, -1, -1), self.heading.expand(*lead, -1, -1))
 
 
 def check_trace(trace: DenoisingTrace, options: DecodingOptions, seen: list[torch.Tensor]) -> None:
@@ -59,8 +55,8 @@ def test_traces_are_consistent(schedule: str, num_steps: int) -> None:
 
 
 def test_most_confident_slots_come_first() -> None:
-    # Slot 23 is the surest, slot 0 the least sure. One table has 10 entries, the other 6, but a sharpness step of
-    # 0.5 outweighs that: with preferred logit a the probability is e^a / (e^a + 9) or e^a / (e^a + 5), and
+    # Slot 23 is the surest, slot 0 the least sure. One table has 10 entries, the other 6; a sharpness step of
+    # 0.5 does not outweigh that: with preferred logit a the probability is e^a / (e^a + 9) or e^a / (e^a + 5), and
     # e^0.5 = 1.65 < 9 / 5 = 1.8; so compare within the x and y slots, which share one table.
     sharpness = torch.arange(24) * 0.5
     trace = decode(FixedModel(sharpness), 1, DecodingOptions(num_steps=24))

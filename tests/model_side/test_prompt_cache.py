@@ -1,4 +1,4 @@
-"""The prompt's cache is exact: one pass with an explicit mask, cached, packed, one row at a time all agree."""
+"""The prompt's cache is exact: one pass with a mask, cached, packed, one row at a time all agree."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_any_number_of_refinement_blocks_runs(n_refine: int) -> None:
 
 def test_unknown_expert_is_refused() -> None:
     model = make_model()
-    with pytest.raises(ValueError, match="unknown expert 'critic'.*generation, refinement"):
+    with pytest.raises(ValueError, match=r"unknown expert 'critic'.*generation, refinement"):
         model(*make_inputs(model), expert="critic")
 
 
@@ -88,7 +88,12 @@ def test_padding_changes_nothing() -> None:
     for expert in EXPERTS:
         plain = model(tiles, context_ids, instruction_ids, actions, expert)
         masked = model(
-            tiles, padded, instruction_ids, actions, expert, context_lengths=torch.full((3,), context_ids.shape[1])
+            tiles,
+            padded,
+            instruction_ids,
+            actions,
+            expert,
+            context_lengths=torch.full((3,), context_ids.shape[1]),
         )
         assert difference(plain, masked) < EXACT
 
@@ -172,7 +177,10 @@ def test_reading_only_the_scored_rows_equals_reading_all() -> None:
                 if field == 2:
                     pair = picked.heading[scene, answer, pose], everything.heading[scene, row, pose]
                 else:
-                    pair = picked.spatial[scene, answer, pose, field], everything.spatial[scene, row, pose, field]
+                    pair = (
+                        picked.spatial[scene, answer, pose, field],
+                        everything.spatial[scene, row, pose, field],
+                    )
                 assert (pair[0] - pair[1]).abs().max() < EXACT
 
 
@@ -228,7 +236,9 @@ def test_wrong_inputs_are_refused() -> None:
         model(None, context_ids, instruction_ids, actions)
     two_columns = context_ids.clone()
     two_columns[0, 5] = -200
-    with pytest.raises(ValueError, match=r"one image placeholder \(-200\) in the same column, got columns \[2, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"one image placeholder \(-200\) in the same column, got columns \[2, 5\]"
+    ):
         model(tiles, two_columns, instruction_ids, actions)
     with pytest.raises(ValueError, match="B = 3 cached prompts"):
         model(tiles, context_ids, instruction_ids, actions[:2])

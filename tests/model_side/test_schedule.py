@@ -6,8 +6,8 @@ import pytest
 
 from drivefine_agent.diffusion.schedule import SCHEDULES, unmask_quotas
 
-# Steps, then quotas of: raised cosine, linear, shift 1/3, shift 3, MaskGIT. From LaViDa's own function (the last
-# column is the floor rule with at least one token per step).
+# Steps, then quotas of: raised cosine, linear, shift 1/3, shift 3, MaskGIT. From LaViDa's own function (the
+# last column is the floor rule with at least one token per step).
 PUBLISHED = {
     4: ("4 8 9 3", "6 6 6 6", "12 6 4 2", "3 3 6 12", "2 6 7 9"),
     6: ("2 5 5 6 5 1", "4 4 4 4 4 4", "9 6 3 3 2 1", "2 2 2 4 5 9", "1 3 4 4 6 6"),
@@ -49,7 +49,7 @@ def test_more_steps_than_tokens_are_refused(num_steps: int) -> None:
 
 
 def test_unknown_schedule_and_bad_alpha_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown schedule 'cosin'.*cosine"):
+    with pytest.raises(ValueError, match=r"unknown schedule 'cosin'.*cosine"):
         unmask_quotas(24, 12, "cosin")
     with pytest.raises(ValueError, match="shift_alpha must be positive, got 0"):
         unmask_quotas(24, 12, "shift", 0.0)
