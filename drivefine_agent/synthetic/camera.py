@@ -302,7 +302,7 @@ def _ground_layers(world: World, palette: _Palette) -> list[_Layer]:
         if junction.kind == "joint":
             white += _joint_markings(world, junction)
         for arm_index, arm in enumerate(junction.arms):
-            if arm.num_in and (junction.kind == "signal" or arm_index in junction.stop_arms):
+            if arm.num_in and (junction.kind == "signal" or arm_index in junction.stop_arms + junction.yield_arms):
                 white.append(stop_line_ring(arm, 0.6))
         junction_kerbs.append(junction.polygon)
     stripes, curb_ramps = [], []
@@ -660,6 +660,8 @@ def _junction_items(view: _View, junction: Junction, index: int, frame: WorldFra
             )
         elif arm_index in junction.stop_arms:
             add(near_right, lambda image, p=near_right, f=facing: _draw_stop_sign(image, view, p, f))
+        elif arm_index in junction.yield_arms:
+            add(near_right, lambda image, p=near_right, f=facing: _draw_yield_sign(image, view, p, f))
     return items
 
 
@@ -718,3 +720,18 @@ def _draw_stop_sign(image: NDArray[np.uint8], view: _View, place: FloatArray, fa
         cv2.fillPoly(image, [_fixed(np.clip(ring, -_LIMIT_PX, _LIMIT_PX))], color, cv2.LINE_AA, _SHIFT)
     if is_facing:
         _board(image, view, x, y, 0.42, 2.5, 2.7, (245, 245, 245))
+
+
+def _draw_yield_sign(image: NDArray[np.uint8], view: _View, place: FloatArray, facing: FloatArray) -> None:
+    """A triangle that points down, white with a red border; grey from behind."""
+    x, y = float(place[0]), float(place[1])
+    is_facing = float((view.position[:2] - place) @ facing) > 0.0
+    _board(image, view, x, y, 0.06, 0.0, 2.2, (120, 122, 124))
+    u, v = view.pixel(x, y, 2.6)
+    size = view.scale(x, y)
+    angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
+    for radius, color in (
+        ((0.85, (204, 24, 30)), (0.5, (248, 248, 246))) if is_facing else ((0.85, (150, 152, 154)),)
+    ):
+        ring = np.array([u, v]) + radius * size * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        cv2.fillPoly(image, [_fixed(np.clip(ring, -_LIMIT_PX, _LIMIT_PX))], color, cv2.LINE_AA, _SHIFT)

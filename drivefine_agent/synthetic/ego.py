@@ -336,7 +336,7 @@ class Expert:
         stop = min(traffic.stop_distance(body), self.path.length - self.progress_m - EGO_FRONT_LENGTH_M - 2.0)
         if stop < FREE_DISTANCE_M:
             wanted = min(wanted, follow(self.speed, target, stop + STANDSTILL_GAP_M - LINE_GAP_M, 0.0, 0.6))
-        if self.rng.random() < 0.05 * DT_S:
+        if self.rng.random() < 0.1 * DT_S:
             self.let_leader_slow_down(traffic)
         down = 2.2 if wanted > -3.0 else 6.0
         limited = float(np.clip(wanted, self.acceleration - down * DT_S, self.acceleration + 2.0 * DT_S))
@@ -452,7 +452,7 @@ class Expert:
             encounter = SignalEncounter(
                 bool(self.rng.random() < 0.55),
                 float(self.rng.uniform(18.0, 65.0)),
-                float(self.rng.uniform(0.3, 4.5)),
+                float(self.rng.uniform(0.2, 2.5)),
             )
             self.encounters[connector.junction] = encounter
         distance = piece.end_m - self.progress_m - EGO_FRONT_LENGTH_M

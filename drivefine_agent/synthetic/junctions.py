@@ -152,7 +152,8 @@ def join(
         tuple(arms),
         pave(arms),
         tuple(connector_ids),
-        stop_arms=choose_stop_arms(kind, len(arms)),
+        stop_arms=tuple(range(len(arms))) if kind == "all_way_stop" else (),
+        yield_arms=choose_yield_arms(kind, arms, rng),
         phases=choose_phases(kind, arms, rng),
     )
     network.junctions.append(junction)
@@ -202,11 +203,19 @@ def make_connector(
     )
 
 
-def choose_stop_arms(kind: JunctionKind, num_arms: int) -> tuple[int, ...]:
-    """Arms that must stop; at a minor-stop junction the ego's road (arms 0 and 1) has the right of way."""
-    if kind == "all_way_stop":
-        return tuple(range(num_arms))
-    return tuple(range(2, num_arms)) if kind == "minor_stop" else ()
+def opposite_arms(arms: list[Arm], index: int) -> list[int]:
+    """Later arms that roughly continue an arm on the other side of the junction."""
+    turned = [abs(float(wrap(arm.heading - arms[index].heading))) for arm in arms]
+    return [i for i in range(index + 1, len(arms)) if abs(turned[i] - np.pi) < np.pi / 5]
+
+
+def choose_yield_arms(kind: JunctionKind, arms: list[Arm], rng: np.random.Generator) -> tuple[int, ...]:
+    """Arms that give way: those beside the ego's road (arms 0 and 1), or the ego's and the one opposite."""
+    if kind != "yield":
+        return ()
+    if rng.random() < 0.5:
+        return tuple(range(2, len(arms)))
+    return (0, *opposite_arms(arms, 0)[:1])
 
 
 def choose_phases(
@@ -216,11 +225,11 @@ def choose_phases(
     if kind != "signal":
         return ()
     together: list[tuple[int, ...]] = []
-    paired = rng.random() < 0.5
+    paired = rng.random() < 0.25
     left = list(range(len(arms)))
     while left:
         arm = left.pop(0)
-        partner = [i for i in left if abs(abs(wrap(arms[i].heading - arms[arm].heading)) - np.pi) < np.pi / 5]
+        partner = [i for i in opposite_arms(arms, arm) if i in left]
         if paired and partner:
             left.remove(partner[0])
             together.append((arm, partner[0]))

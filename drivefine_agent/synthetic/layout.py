@@ -59,7 +59,7 @@ def draw_spec(rng: np.random.Generator) -> RoadSpec:
     return RoadSpec(
         forward,
         backward,
-        round(float(rng.uniform(3.6, 4.1) if lanes == 1 else rng.uniform(3.4, 3.8)), 2),
+        round(float(rng.uniform(3.7, 4.3) if lanes == 1 else rng.uniform(3.4, 3.8)), 2),
         float(rng.choice(limits)),
         bool(parking[0]),
         bool(parking[1]),
@@ -69,14 +69,14 @@ def draw_spec(rng: np.random.Generator) -> RoadSpec:
 
 
 _SHAPES = ((1, 1), (2, 2), (2, 1), (1, 2), (3, 3), (3, 2), (2, 3))
-_SHAPE_WEIGHTS = (0.42, 0.27, 0.08, 0.08, 0.07, 0.04, 0.04)
+_SHAPE_WEIGHTS = (0.46, 0.26, 0.08, 0.08, 0.06, 0.03, 0.03)
 
 
 def draw_curvature(rng: np.random.Generator, length_m: float, num_lanes: int) -> FloatArray:
     """(N,) curvature per metre of a road: straight, arc, S-curve or winding, straight at both ends."""
     count = int(length_m)
-    kind = rng.choice(["straight", "arc", "s_curve", "winding"], p=[0.16, 0.28, 0.28, 0.28])
-    smallest, largest = {1: (26.0, 110.0), 2: (45.0, 180.0), 3: (90.0, 300.0)}[num_lanes]
+    kind = rng.choice(["straight", "arc", "s_curve", "winding"], p=[0.08, 0.26, 0.36, 0.30])
+    smallest, largest = {1: (26.0, 110.0), 2: (42.0, 150.0), 3: (90.0, 300.0)}[num_lanes]
     curvature = np.zeros(count)
     pieces = {"straight": 0, "arc": 1, "s_curve": 2, "winding": int(rng.integers(3, 5))}[kind]
     inner = np.linspace(8, count - 8, pieces + 1).astype(int)
@@ -132,7 +132,7 @@ class _Layout:
         """A road from a pose that keeps clear of everything but its neighbours, with room for what follows."""
         lanes = max(spec.num_forward, spec.num_backward)
         for _ in range(14):
-            length = float(self.rng.uniform(55.0, 150.0)) * (1.0 + 0.15 * (lanes - 1))
+            length = float(self.rng.uniform(50.0, 125.0)) * (1.0 + 0.15 * (lanes - 1))
             curvature = draw_curvature(self.rng, length, lanes)
             reference = integrate_curvature(position, heading, curvature)
             deviation = abs(float(wrap(reference.heading[-1] - self.heading)))
@@ -149,7 +149,7 @@ class _Layout:
         self, road_index: int, ground: shapely.Polygon
     ) -> tuple[FloatArray, float, RoadSpec, list[shapely.Polygon], float]:
         """A junction or joint after a road: where, in which direction and how wide the next road starts."""
-        if self.rng.random() < 0.68:
+        if self.rng.random() < 0.74:
             for _ in range(10):
                 node = self.draw_crossroads(road_index, ground)
                 if node is not None:
@@ -208,7 +208,7 @@ class _Layout:
         ]
         if not allowed:
             return None
-        weights = np.array([{"left": 0.36, "straight": 0.28, "right": 0.36}[name] for name in allowed])
+        weights = np.array([{"left": 0.4, "straight": 0.2, "right": 0.4}[name] for name in allowed])
         exit_name = str(rng.choice(allowed, p=weights / weights.sum()))
         names = [exit_name] + [name for name in present if name != exit_name]
         specs = [draw_spec(rng) for _ in names]
@@ -223,7 +223,7 @@ class _Layout:
                 specs[i] = replace(specs[i], parking_left=False, parking_right=False)
         kind: JunctionKind = "signal"
         if rng.random() < 0.42:
-            kind = "minor_stop" if rng.random() < 0.6 else "all_way_stop"
+            kind = "yield" if rng.random() < 0.75 else "all_way_stop"
         has_crosswalks = rng.random() < (0.85 if kind == "signal" else 0.5)
         headings = [heading + np.pi] + [directions[name] for name in names]
         lefts = [SHOULDER_M + w for w in (road.spec.right_width_m, *(spec.left_width_m for spec in specs))]

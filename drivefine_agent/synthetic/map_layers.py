@@ -155,7 +155,8 @@ def _stop_lines(network, number, polygon, origin):  # type: ignore[no-untyped-de
     for junction_index, junction in enumerate(network.junctions):
         for arm_index, arm in enumerate(junction.arms):
             is_signal = junction.kind == "signal"
-            if arm.num_in == 0 or not (is_signal or arm_index in junction.stop_arms):
+            must_stop, gives_way = arm_index in junction.stop_arms, arm_index in junction.yield_arms
+            if arm.num_in == 0 or not (is_signal or must_stop or gives_way):
                 continue
             # Stop lines and lights take ids above those of roads and scenery: 4 per arm from 8000 on.
             base = 8000 + 20 * junction_index + 2 * arm_index
@@ -176,7 +177,7 @@ def _stop_lines(network, number, polygon, origin):  # type: ignore[no-untyped-de
                     sources,
                     members,
                     (number(base + 1),) if is_signal else (),
-                    2 if is_signal else 1,
+                    2 if is_signal else 1 if must_stop else 4,
                 )
             )
             of_arm[junction_index, arm_index] = number(base)

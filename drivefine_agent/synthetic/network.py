@@ -15,7 +15,7 @@ import numpy as np
 
 from drivefine_agent.synthetic.lanes import FloatArray, Path, left_of, strip, unit
 
-JunctionKind = Literal["signal", "all_way_stop", "minor_stop", "joint"]
+JunctionKind = Literal["signal", "all_way_stop", "yield", "joint"]
 Turn = Literal["left", "straight", "right"]
 
 SHOULDER_M = 0.7
@@ -164,6 +164,8 @@ class Junction:
     connectors: tuple[int, ...]
     stop_arms: tuple[int, ...] = ()
     """Arms whose incoming traffic must stop first."""
+    yield_arms: tuple[int, ...] = ()
+    """Arms whose incoming traffic gives way to the others."""
     phases: tuple[tuple[int, ...], ...] = ()
     """Signal phases: the arms that are green together."""
 

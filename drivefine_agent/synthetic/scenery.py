@@ -184,21 +184,21 @@ def add_obstacle(network: Network, scenery: Scenery, road_index: int, rng: np.ra
     """Maybe puts an obstacle in the way of the route: a lane closure, a work zone or a stopped car at the edge."""
     road = network.roads[road_index]
     length = road.reference.length
-    if length < 65.0 or rng.random() > 0.72:
+    if length < 60.0 or rng.random() > 0.9:
         return
     crossing_near = [
         float(road.reference.project((c.start + c.end) / 2)[0][0])
         for c in network.crossings
         if c.junction < 0
     ]
-    if road.spec.num_forward >= 2 and length > 105.0 and rng.random() < 0.6:
+    if road.spec.num_forward >= 2 and length > 95.0 and rng.random() < 0.6:
         close_lane(network, scenery, road, rng)
         return
     if road.spec.parking_right:
         return
     places = [
         s
-        for s in rng.uniform(30.0, length - 26.0, 12)
+        for s in rng.uniform(28.0, length - 22.0, 20)
         if _is_straight(road, s, -1, 8.0, 32.0) and not any(abs(s - c) < 14.0 for c in crossing_near)
     ]
     if not places:
@@ -253,7 +253,7 @@ def close_lane(network: Network, scenery: Scenery, road: Road, rng: np.random.Ge
     index = len(road.forward) - 1 if closes_right else 0
     lane = network.segments[road.forward[index]]
     width = road.spec.lane_width_m
-    places = [s for s in rng.uniform(52.0, road.reference.length - 48.0, 12) if _is_straight(road, s, -1, 8.0, 36.0)]
+    places = [s for s in rng.uniform(46.0, road.reference.length - 42.0, 16) if _is_straight(road, s, -1, 8.0, 36.0)]
     if not places:
         return
     s = float(places[0])

@@ -24,6 +24,8 @@ LINE_GAP_M = 0.8
 """Where vehicles come to rest before a line [m]."""
 POPULATION_RADIUS_M = 160.0
 """Road users exist within this distance of the ego."""
+KERB_DISTANCE_M = 1.6
+"""Pedestrians wait this far from the road [m]."""
 FREE_DISTANCE_M = 1e3
 
 
@@ -106,7 +108,7 @@ class Traffic:
         self.vehicles: list[Vehicle] = [ego]
         self.pedestrians: list[Pedestrian] = []
         self.next_id = 1
-        self.density = float(rng.uniform(0.3, 1.0))
+        self.density = float(rng.uniform(0.45, 1.0))
         self.signals = {
             i: Signal(junction, rng)
             for i, junction in enumerate(self.network.junctions)
@@ -131,7 +133,7 @@ class Traffic:
                     self.try_spawn(lane, s, 0.0, POPULATION_RADIUS_M)
                 s += float(self.rng.uniform(14.0, 55.0))
         for index in range(len(self.network.crossings)):
-            for _ in range(int(self.rng.integers(0, 4))):
+            for _ in range(int(self.rng.integers(0, 3))):
                 self.add_crosser(index)
         for road_index, road in enumerate(self.network.roads):
             for side, has in ((1, road.spec.walkway_left), (-1, road.spec.walkway_right)):
@@ -208,9 +210,9 @@ class Traffic:
         person = Pedestrian(self.new_id(), float(self.rng.random()), float(self.rng.uniform(1.1, 1.7)))
         person.crossing, person.is_walking = crossing_index, False
         person.direction = int(self.rng.choice([-1, 1]))
-        person.along_m = -1.2 if person.direction > 0 else crossing.length_m + 1.2
+        person.along_m = -KERB_DISTANCE_M if person.direction > 0 else crossing.length_m + KERB_DISTANCE_M
         person.side = int(self.rng.integers(-3, 4))
-        person.wait_s = float(self.rng.uniform(0.0, 25.0))
+        person.wait_s = float(self.rng.uniform(0.0, 30.0))
         self.pedestrians.append(person)
         self.place_pedestrian(person)
 
@@ -339,7 +341,7 @@ class Traffic:
                 if offset > -1.5 and not self.may_enter(vehicle, segment, offset, may_ask):
                     nearest = min(nearest, offset)
             for point in self.roadmap.crossing_points.get(segment_id, ()):
-                distance = offset + point.entry_m - 0.6
+                distance = offset + point.entry_m - 1.0
                 can_stop = vehicle.v**2 < 2.0 * 3.5 * max(distance, 0.05)
                 if -0.6 < distance < 60.0 and can_stop and self.is_crossed(point.crossing, point.along_m):
                     nearest = min(nearest, max(distance, 0.0))
@@ -353,7 +355,7 @@ class Traffic:
         for person in self.pedestrians:
             if person.crossing == crossing and person.is_walking:
                 relative = (person.along_m - along_m) * person.direction
-                if -5.5 < relative < 2.5:
+                if -4.2 < relative < 2.4:
                     return True
         return False
 
@@ -412,16 +414,18 @@ class Traffic:
                 continue
             distance = self.roadmap.length(other.route[0]) - other.s - 0.5 * other.length
             if junction.kind == "all_way_stop":
-                if other.stopped_at == junction.id and other.waiting_s > vehicle.waiting_s:
+                held = self.grants.get(connector.junction, {}).values()
+                is_first = other.stopped_at == junction.id and other.waiting_s > vehicle.waiting_s
+                if is_first and not self.roadmap.conflicts[theirs.id].intersection(held):
                     return True
-            elif self.rank(theirs) < mine and distance < 4.5 * max(other.v, 2.0) + 4.0:
+            elif self.rank(theirs) < mine and distance < 3.6 * max(other.v, 2.0) + 3.0:
                 return True
         return False
 
     def rank(self, connector: Segment) -> int:
         """Order of the right of way; the smaller goes first."""
         junction = self.network.junctions[connector.junction]
-        is_minor = connector.arm in junction.stop_arms
+        is_minor = connector.arm in junction.yield_arms
         return 10 * is_minor + {"straight": 0, "right": 1, "left": 2}[connector.turn]
 
     def revoke(self, vehicle: Vehicle, connector: Segment) -> None:
@@ -528,12 +532,28 @@ class Traffic:
 
     def cross(self, person: Pedestrian) -> None:
         """Walks over a crossing and waits on the other side."""
+        if self.is_blocked(person):
+            return
         length = self.network.crossings[person.crossing].length_m
         person.along_m += person.direction * person.speed * DT_S
-        if not -1.2 <= person.along_m <= length + 1.2:
-            person.along_m = float(np.clip(person.along_m, -1.2, length + 1.2))
+        if not -KERB_DISTANCE_M <= person.along_m <= length + KERB_DISTANCE_M:
+            person.along_m = float(np.clip(person.along_m, -KERB_DISTANCE_M, length + KERB_DISTANCE_M))
             person.direction, person.is_walking = -person.direction, False
-            person.wait_s = float(self.rng.uniform(12.0, 35.0))
+            person.wait_s = float(self.rng.uniform(15.0, 45.0))
+
+    def is_blocked(self, person: Pedestrian) -> bool:
+        """Whether a vehicle stands or passes right in front of a pedestrian."""
+        x, y = person.x + 0.9 * np.cos(person.heading), person.y + 0.9 * np.sin(person.heading)
+        for vehicle in self.vehicles:
+            dx, dy = x - vehicle.x, y - vehicle.y
+            if abs(dx) + abs(dy) > 14.0:
+                continue
+            cos, sin = np.cos(vehicle.heading), np.sin(vehicle.heading)
+            along, across = cos * dx + sin * dy, -sin * dx + cos * dy
+            ahead = 0.5 * vehicle.length + 0.5 + 0.6 * vehicle.v
+            if -0.5 * vehicle.length - 0.5 < along < ahead and abs(across) < 0.5 * vehicle.width + 0.5:
+                return True
+        return False
 
     def may_cross(self, person: Pedestrian) -> bool:
         """Whether all vehicles that come to the crossing can stop comfortably, and no light forbids it."""
