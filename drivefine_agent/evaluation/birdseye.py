@@ -46,6 +46,7 @@ ROAD_USER_COLOURS = {
     "czone_sign": "#d55e00",
     "generic_object": "#8c6d46",
 }
+_FARTHEST_M = ((-30.0, -45.0), (90.0, 45.0))  # lowest and highest x, y that the window follows
 _SMALLEST_MARK_M = 0.8  # cones and pedestrians would otherwise vanish at this scale
 
 
@@ -84,13 +85,15 @@ class BirdsEyeView:
 
 
 def visible_window(paths: Sequence[DrawnPath], aspect: float) -> tuple[float, float, float, float]:
-    """Smallest x, largest x, smallest y, largest y [m] of a window that shows every path with some room.
+    """Smallest x, largest x, smallest y, largest y [m] of a window that shows the paths with some room.
+
+    """Smallest x, largest x, smallest y, largest y [m] of a window that shows the paths and some room.
 
     Args:
       paths: the trajectories; the ego at (0, 0) always counts.
       aspect: height of the picture divided by its width (x runs upwards).
     """
-    points = np.vstack([np.zeros((1, 2)), *(path.line for path in paths)])
+    points = np.vstack([np.zeros((1, 2)), *(path.line for path in paths)]).clip(*_FARTHEST_M)
     x_low, x_high = points[:, 0].min() - 12.0, points[:, 0].max() + 14.0
     y_middle = (points[:, 1].min() + points[:, 1].max()) / 2
     y_half = (points[:, 1].max() - points[:, 1].min()) / 2 + 8.0

@@ -115,11 +115,11 @@ def identify(
     """
     named = [Path(value) for value in _texts(agent) if _is_existing(value)]
     logs = sorted({window.log_path for window in windows if window.log_path is not None})
-    caches = [settings.scene_cache_path] if settings.scene_cache_path is not None else []
+    prepared = [path for path in (settings.scene_cache_path, settings.maps_root) if path is not None]
     return {
         "benchmark": settings.benchmark,
         "agent": dict(agent),
-        "files": file_identities([*named, *logs, *caches]),
+        "files": file_identities([*named, *logs, *prepared]),
         "sensor_path": str(settings.sensor_path),
         "maps_root": str(settings.maps_root),
         "blank_image": settings.blank_image,
@@ -135,8 +135,8 @@ def _texts(value: Any) -> list[str]:
 
 
 def _is_existing(text: str) -> bool:
-    """Whether a configuration value names a file or folder (with a separator: names of classes have none)."""
-    return "/" in text and len(text) < 4096 and Path(text).exists()
+    """Whether a configuration value names a file or folder."""
+    return 0 < len(text) < 4096 and "\0" not in text and Path(text).exists()
 
 
 def run_evaluation(

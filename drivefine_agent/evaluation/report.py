@@ -275,7 +275,7 @@ def _legend(paths: Sequence[LegendPath]) -> str:
         (AREA_COLOURS["lane"], "other lane, intersection"),
         (AREA_COLOURS["carpark"], "car park"),
         (AREA_COLOURS["crosswalk"], "crosswalk"),
-        (AREA_COLOURS["red_light"], "connector with red light"),
+        (AREA_COLOURS["red_light"], "red light on the route"),
     ]
     squares = [f'<li><i style="background:{colour}"></i>{label}</li>' for colour, label in boxes]
     return (

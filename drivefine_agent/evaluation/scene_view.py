@@ -39,7 +39,7 @@ def birdseye_view(
     Args:
       scene: its drivable areas, centreline and road users.
       map_: adds crosswalks, walkways, stop lines and lane centre lines, which scoring does not need.
-      red_connectors: ids of lane connectors whose light is red.
+      red_connectors: ids of lane connectors whose light is red; shown where the route leads through them.
     """
     origin = scene.initial_state[[StateIndex.X, StateIndex.Y, StateIndex.HEADING]]
     areas = _drivable_areas(scene, origin, frozenset(red_connectors))
@@ -83,18 +83,15 @@ def _drivable_areas(scene: ScoringScene, origin: FloatArray, red_connectors: fro
         vertices[slice(*scene.polygon_ring_offsets[i : i + 2])]
         for i in range(len(scene.polygon_ring_offsets) - 1)
     ]
+    ids = scene.polygon_ids or ("",) * len(scene.polygon_kind)
     areas = []
     for index, code in enumerate(scene.polygon_kind):
         kind = PolygonKind(code)
         name = _KINDS[kind]
         if scene.polygon_on_route[index]:
             name = {"lane": "route_lane", "connector": "route_connector"}.get(name, name)
-        if (
-            kind is PolygonKind.LANE_CONNECTOR
-            and scene.polygon_ids
-            and scene.polygon_ids[index] in red_connectors
-        ):
-            name = "red_light"
+            if kind is PolygonKind.LANE_CONNECTOR and ids[index] in red_connectors:
+                name = "red_light"
         areas.append(Area(name, tuple(rings[slice(*scene.polygon_part_offsets[index : index + 2])])))
     return areas
 

@@ -77,6 +77,12 @@ def test_a_standing_path_still_shows_the_street() -> None:
     assert len(draw_birdseye(BirdsEyeView(), [standing])) > 1000
 
 
+def test_a_wild_path_does_not_shrink_the_scene_to_nothing() -> None:
+    wild = path([(100.0 * step, -90.0 * step, 0.0) for step in range(1, 9)])
+    x_low, x_high, _, _ = visible_window([wild], HEIGHT / WIDTH)
+    assert x_high - x_low < 150.0
+
+
 def test_scene_is_turned_into_the_ego_frame() -> None:
     """By hand: see the rectangles of `scoring_scene`, which are given in the ego frame."""
     view = birdseye_view(scoring_scene())
@@ -94,8 +100,8 @@ def test_scene_is_turned_into_the_ego_frame() -> None:
 
 
 def test_a_red_light_colours_its_connector() -> None:
-    view = birdseye_view(scoring_scene(), red_connectors={"3"})
-    assert view.areas[2].kind == "red_light"
+    view = birdseye_view(scoring_scene(), red_connectors={"3", "2"})  # 2 is a lane: it has no light
+    assert [area.kind for area in view.areas] == ["route_lane", "lane", "red_light", "roadblock"]
 
 
 def test_polygons_with_parts_and_holes_become_rings() -> None:

@@ -129,6 +129,26 @@ def test_another_agent_or_image_in_the_same_folder_takes_nothing_over(
     assert json.loads(blank.summary.read_text())["num_taken_over"] == 0
 
 
+def test_a_retrained_checkpoint_is_evaluated_anew(
+    scenes: SplitScenes, scene_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint's folder is named relative to the working directory, and its file changes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"1")
+    settings = EvaluationSettings(
+        "navsim_v1", scenes.sensor_path, tmp_path, None, scene_cache, show_progress=False
+    )
+    agent = {"_target_": "human", "checkpoint_path": "model"}
+    taken_over = []
+    for content in (b"1", b"1", b"22"):
+        if (tmp_path / "model" / "weights").read_bytes() != content:
+            (tmp_path / "model" / "weights").write_bytes(content)
+        files = run_evaluation(Human(), scenes.windows[:4], settings, agent)
+        taken_over.append(json.loads(files.summary.read_text())["num_taken_over"])
+    assert taken_over == [0, 4, 0]
+
+
 def test_predictions_hold_what_was_scored(
     scenes: SplitScenes, scene_cache: Path, goldens: Path, tmp_path: Path
 ) -> None:

@@ -5,12 +5,13 @@ import pytest
 from numpy.typing import NDArray
 from scenes_by_hand import scoring_scene, window
 
-from drivefine_agent.baselines.base import PlanningCase
+from drivefine_agent.agent import DriveFineAgent
+from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
 from drivefine_agent.baselines.constant_velocity import ConstantVelocity
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, SceneOutcome
-from drivefine_agent.evaluation.run import Evaluator, SceneSource, evaluate, failures
+from drivefine_agent.evaluation.run import Evaluator, RefiningPlanner, SceneSource, evaluate, failures
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -215,6 +216,15 @@ def test_a_missing_image_is_a_failed_scene() -> None:
 def test_baselines_are_planners() -> None:
     outcomes = run(ConstantVelocity(), source())  # type: ignore[arg-type]
     assert outcomes[0].stages[FINAL].poses[0] == 2.5  # 5 m/s for 0.5 s
+
+
+def test_drivefine_is_a_refining_planner_unless_refinement_is_off() -> None:
+    refining, unrefined = DriveFineAgent(), DriveFineAgent(refine=False)
+    for agent in (refining, unrefined):
+        assert isinstance(agent, BatchPlanner)
+        assert isinstance(agent, RefiningPlanner)
+    assert Evaluator(refining, source(), no_image).stage_names == (FINAL, GENERATED)
+    assert Evaluator(unrefined, source(), no_image).stage_names == (FINAL,)
 
 
 def test_batch_size_must_be_positive() -> None:
