@@ -1,0 +1,249 @@
+import json
+import pickle
+import struct
+import zlib
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drivefine_agent.data.maps import load_map
+from drivefine_agent.data.scenes import SceneFilter, load_scenes
+from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.errors import DataError
+from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter
+from drivefine_agent.scoring.cache_build import build_scene_cache, scene_refs
+from drivefine_agent.scoring.scorer import score_v1
+from drivefine_agent.scoring.types import ScoringScene
+
+
+@pytest.fixture(scope="module")
+def windows(navsim_mini: Path) -> list[SceneWindow]:
+    return load_scenes(navsim_mini / "navsim_logs" / "test", SceneFilter())[::2]
+
+
+@pytest.fixture(scope="module")
+def scenes(navsim_mini: Path, windows: list[SceneWindow]) -> list[ScoringScene]:
+    return [build_scoring_scene(w, load_map(navsim_mini / "maps", w.map_name)) for w in windows]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, scenes: list[ScoringScene]) -> Path:
+    with SceneCacheWriter(tmp_path / "cache", scenes_per_shard=3) as writer:
+        for scene in scenes:
+            writer.add(scene)
+    return tmp_path / "cache"
+
+
+def assert_equal(ours: ScoringScene, expected: ScoringScene) -> None:
+    for field in fields(ScoringScene):
+        a, b = getattr(ours, field.name), getattr(expected, field.name)
+        if isinstance(b, np.ndarray):
+            assert a.dtype == b.dtype, field.name
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
+        else:
+            assert a == b, field.name
+
+
+def test_scenes_come_out_bit_for_bit_as_they_went_in(folder: Path, scenes: list[ScoringScene]) -> None:
+    cache = SceneCache(folder)
+    assert cache.tokens == tuple(scene.token for scene in scenes)
+    assert len(list(folder.glob("*.shard"))) == -(-len(scenes) // 3)
+    for scene in scenes:
+        assert_equal(cache[scene.token], scene)
+
+
+def test_a_cached_scene_scores_like_the_built_one(folder: Path, scenes: list[ScoringScene]) -> None:
+    scene = scenes[0]
+    poses = scene.human_poses[None]
+    assert score_v1(SceneCache(folder)[scene.token], poses).score == score_v1(scene, poses).score
+
+
+def test_a_cache_can_be_sent_to_another_process(folder: Path, scenes: list[ScoringScene]) -> None:
+    cache = SceneCache(folder)
+    assert_equal(cache[scenes[0].token], scenes[0])  # the shard is open
+    data = pickle.dumps(cache)
+    assert len(data) < 1000
+    assert_equal(pickle.loads(data)[scenes[0].token], scenes[0])
+
+
+def test_a_missing_scene_is_named(folder: Path) -> None:
+    cache = SceneCache(folder)
+    assert "feed" not in cache
+    with pytest.raises(KeyError, match="'feed' is not in the scene cache"):
+        cache["feed"]
+
+
+def test_a_scene_that_failed_says_why(tmp_path: Path, scenes: list[ScoringScene]) -> None:
+    with SceneCacheWriter(tmp_path) as writer:
+        writer.add(scenes[0])
+        writer.add_failure("bad", "it has no route")
+    with pytest.raises(KeyError, match=r"'bad'.*could not be prepared: it has no route"):
+        SceneCache(tmp_path)["bad"]
+
+
+def test_a_scene_without_tracks_is_kept(tmp_path: Path, scenes: list[ScoringScene]) -> None:
+    scene = scenes[0]
+    empty = replace(
+        scene,
+        track_corners=scene.track_corners[:, :0],
+        track_center=scene.track_center[:, :0],
+        track_exists=scene.track_exists[:, :0],
+        track_is_agent=scene.track_is_agent[:0],
+        track_is_stopped=scene.track_is_stopped[:0],
+        track_type=scene.track_type[:0],
+        track_tokens=(),
+        track_poses=scene.track_poses[:, :0],
+        track_sizes=scene.track_sizes[:0],
+    )
+    with SceneCacheWriter(tmp_path) as writer:
+        writer.add(empty)
+    assert_equal(SceneCache(tmp_path)[scene.token], empty)
+
+
+def test_a_scene_made_by_hand_is_refused(tmp_path: Path, scenes: list[ScoringScene]) -> None:
+    with pytest.raises(ValueError, match="track_poses"), SceneCacheWriter(tmp_path) as writer:
+        writer.add(replace(scenes[0], track_poses=None))
+    assert not list(tmp_path.iterdir())
+
+
+def flip_byte(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def first_shard(folder: Path) -> Path:
+    return folder / "scenes-00000.shard"
+
+
+@pytest.mark.parametrize("position", [20, 200, -1], ids=["header", "scene", "index"])
+def test_a_flipped_byte_is_found(folder: Path, scenes: list[ScoringScene], position: int) -> None:
+    flip_byte(first_shard(folder), position)
+    with pytest.raises(DataError, match=r"damaged.*scenes-00000\.shard.*build_scene_cache"):
+        SceneCache(folder)[scenes[0].token]
+
+
+@pytest.mark.parametrize("size", [0, 40, 1000], ids=["empty", "in the header", "in a scene"])
+def test_a_truncated_shard_is_found(folder: Path, scenes: list[ScoringScene], size: int) -> None:
+    path = first_shard(folder)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=r"(empty|truncated|damaged).*scenes-00000\.shard.*build_scene_cache"):
+        SceneCache(folder)[scenes[0].token]
+
+
+def test_a_foreign_file_is_named(folder: Path, scenes: list[ScoringScene]) -> None:
+    first_shard(folder).write_bytes(b"PK" + bytes(100))
+    with pytest.raises(DataError, match=r"not a shard of a scene cache: .*scenes-00000\.shard"):
+        SceneCache(folder)[scenes[0].token]
+
+
+def test_another_version_is_named(folder: Path, scenes: list[ScoringScene]) -> None:
+    path = first_shard(folder)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, 8, 99)
+    struct.pack_into("<I", data, 64, zlib.crc32(bytes(data[:64])))
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="version 99, this program reads version 1"):
+        SceneCache(folder)[scenes[0].token]
+
+
+def test_a_missing_shard_is_named(folder: Path, scenes: list[ScoringScene]) -> None:
+    first_shard(folder).unlink()
+    with pytest.raises(DataError, match=r"missing: .*scenes-00000\.shard"):
+        SceneCache(folder)[scenes[0].token]
+
+
+def test_a_folder_without_a_manifest_is_no_cache(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest\.json.*holds no scene cache"):
+        SceneCache(tmp_path)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match="building was interrupted"):
+        SceneCache(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "manifest of the scene cache is damaged"),
+        ('{"a": 1}', "not the manifest of a scene cache"),
+        ('{"format": "drivefine-scene-cache", "version": 0}', "version 0 .* reads version 1"),
+    ],
+    ids=["damaged", "foreign", "old"],
+)
+def test_a_bad_manifest_is_named(folder: Path, text: str, message: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        SceneCache(folder)
+
+
+def test_an_exception_while_writing_leaves_no_manifest(tmp_path: Path, scenes: list[ScoringScene]) -> None:
+    def write_one_and_stop() -> None:
+        with SceneCacheWriter(tmp_path, scenes_per_shard=1) as writer:
+            writer.add(scenes[0])
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_one_and_stop()
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes-00000.shard"]
+
+
+def test_a_stopped_build_goes_on_where_it_was(
+    navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], folder: Path
+) -> None:
+    (folder / "manifest.json").unlink()
+    first_shard(folder).unlink()  # three scenes
+    flip_byte(folder / "scenes-00001.shard", -1)  # three more
+    result = build_scene_cache(scene_refs(windows), navsim_mini / "maps", folder)
+    assert (result.num_built, result.num_kept, dict(result.failures)) == (6, len(scenes) - 6, {})
+    cache = SceneCache(folder)
+    assert set(cache.tokens) == {scene.token for scene in scenes}
+    for scene in scenes:
+        assert_equal(cache[scene.token], scene)
+    again = build_scene_cache(scene_refs(windows), navsim_mini / "maps", folder)
+    assert (again.num_built, again.num_kept) == (0, len(scenes))
+
+
+def test_a_cache_is_built_anew_on_demand(navsim_mini: Path, windows: list[SceneWindow], folder: Path) -> None:
+    result = build_scene_cache(scene_refs(windows[:2]), navsim_mini / "maps", folder, overwrite=True)
+    assert result.num_built == 2
+    assert len(SceneCache(folder)) == 2
+
+
+def test_foreign_files_are_never_removed(
+    navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path
+) -> None:
+    foreign = tmp_path / "scenes-00000.shard"
+    foreign.write_bytes(b"something else entirely")
+    with pytest.raises(DataError, match="not a shard of a scene cache"):
+        build_scene_cache(scene_refs(windows), navsim_mini / "maps", tmp_path)
+    assert foreign.exists()
+
+
+def test_scenes_that_fail_are_listed_and_cost_no_other(
+    navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path
+) -> None:
+    refs = scene_refs(windows[:3])
+    refs[1] = replace(refs[1], num_future_frames=6)
+    result = build_scene_cache(refs, navsim_mini / "maps", tmp_path)
+    assert result.num_built == 2
+    assert list(result.failures) == [refs[1].token]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert "10 future frames" in manifest["failures"][refs[1].token]
+    # The next build tries again, and the failure is gone.
+    build_scene_cache(scene_refs(windows[:3]), navsim_mini / "maps", tmp_path)
+    assert SceneCache(tmp_path).failures == {}
+
+
+@pytest.mark.slow
+def test_processes_build_the_same_cache(
+    navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], tmp_path: Path
+) -> None:
+    result = build_scene_cache(scene_refs(windows), navsim_mini / "maps", tmp_path, num_workers=2)
+    assert result.num_built == len(scenes)
+    cache = SceneCache(tmp_path)
+    for scene in scenes:
+        assert_equal(cache[scene.token], scene)
+    assert not list(tmp_path.glob("*.tmp"))
