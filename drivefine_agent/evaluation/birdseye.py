@@ -87,7 +87,7 @@ class BirdsEyeView:
 def visible_window(paths: Sequence[DrawnPath], aspect: float) -> tuple[float, float, float, float]:
     """Smallest x, largest x, smallest y, largest y [m] of a window that shows the paths with some room.
 
-    """Smallest x, largest x, smallest y, largest y [m] of a window that shows the paths and some room.
+    A wild path is followed 30 m back, 90 m ahead and 45 m to a side: the scene must stay readable.
 
     Args:
       paths: the trajectories; the ego at (0, 0) always counts.
