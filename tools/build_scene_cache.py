@@ -23,15 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
 from drivefine_agent.scoring.cache import RULES
-from drivefine_agent.scoring.cache_build import BuildResult, build_scene_cache, scene_refs
+from drivefine_agent.scoring.cache_build import BuildResult, SceneRef, build_scene_cache, scene_refs
 
 _NUM_LISTED = 10  # failures printed; the manifest has all
 
 
-def build(config: DictConfig) -> BuildResult:
-    """Scenes of the split -> cache folder."""
-    if config.benchmark.name != RULES:
-        raise DataError(f"scene caches exist for the benchmark '{RULES}', got '{config.benchmark.name}'")
+def find_scenes(config: DictConfig) -> tuple[list[SceneRef], Path]:
+    """Where the scenes of the split lie, without their frames (workers read the logs again); the map folder."""
     keys = DatasetKeys(
         train_test_split=str(config.train_test_split),
         dataset_root=config.dataset_root,
@@ -46,9 +44,17 @@ def build(config: DictConfig) -> BuildResult:
         raise DataError(
             "no map folder is known: set maps_root, dataset_root or the variable NUPLAN_MAPS_ROOT"
         )
+    return scene_refs(scenes.windows), scenes.maps_root
+
+
+def build(config: DictConfig) -> BuildResult:
+    """Scenes of the split -> cache folder."""
+    if config.benchmark.name != RULES:
+        raise DataError(f"scene caches exist for the benchmark '{RULES}', got '{config.benchmark.name}'")
+    scenes, maps_root = find_scenes(config)
     return build_scene_cache(
-        scene_refs(scenes.windows),
-        scenes.maps_root,
+        scenes,
+        maps_root,
         Path(config.metric_cache_path),
         num_workers=config.num_workers or os.cpu_count() or 1,
         overwrite=config.force_feature_computation,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from drivefine_agent.data.maps import Layer, Map
 from drivefine_agent.data.types import FloatArray
+from drivefine_agent.errors import SceneError
 from drivefine_agent.scoring.route import block_lanes
 from drivefine_agent.scoring.types import PolygonKind
 
@@ -72,11 +73,25 @@ def crop_drivable_map(map_: Map, center: FloatArray, half_side_m: float = MAP_HA
 
     polygons = np.empty(len(entries), dtype=object)
     polygons[:] = [polygon for _, _, polygon in entries]
+    ids = tuple(id_ for id_, _, _ in entries)
     return DrivableMap(
-        ids=tuple(id_ for id_, _, _ in entries),
+        ids=ids,
         kinds=np.array([kind for _, kind, _ in entries], dtype=np.int64),
-        polygons=polygons,
+        polygons=_single_polygons(polygons, ids),
     )
+
+
+def _single_polygons(polygons: NDArray[np.object_], ids: tuple[str, ...]) -> NDArray[np.object_]:
+    """Polygons (M,) with multi-polygons of one part unwrapped; more parts have no place in flat arrays."""
+    for index in np.flatnonzero(shapely.get_type_id(polygons) != shapely.GeometryType.POLYGON):
+        if shapely.get_num_geometries(polygons[index]) != 1:
+            num_parts = shapely.get_num_geometries(polygons[index])
+            raise SceneError(
+                f"areas of a map must be single polygons, object '{ids[index]}' is a"
+                f" {polygons[index].geom_type} of {num_parts} parts: repair the map"
+            )
+        polygons[index] = shapely.get_geometry(polygons[index], 0)
+    return polygons
 
 
 def polygon_arrays(

@@ -107,12 +107,13 @@ class PathRollout:
 
     def advance_to(self, last_step: int) -> None:
         """Roll out up to and including a step of 0.1 s."""
-        while self.step < last_step:
-            self.step += 1
-            if self.step % SAMPLES_PER_MAP == 0:
-                self.leads = self._find_leads(self.step)
-            self._follow()
-            self.poses[:, self.step] = self.path.interpolate(self.arc_lengths)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a speed limit of 0
+            while self.step < last_step:
+                self.step += 1
+                if self.step % SAMPLES_PER_MAP == 0:
+                    self.leads = self._find_leads(self.step)
+                self._follow()
+                self.poses[:, self.step] = self.path.interpolate(self.arc_lengths)
 
     def only(self, policy: int) -> PathRollout:
         """One policy on its own, to be continued; further steps reset its lead record."""

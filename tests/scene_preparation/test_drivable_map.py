@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import shapely
 from toy_road import straight_road
 
+from drivefine_agent.errors import SceneError
 from drivefine_agent.scoring.drivable_map import crop_drivable_map, polygon_arrays, polygons_from_arrays
 from drivefine_agent.scoring.types import PolygonKind
 
@@ -34,6 +36,16 @@ def test_only_lanes_of_the_route_are_on_it() -> None:
     drivable = crop_drivable_map(map_, np.array([30.0, 0.0]))
     on_route = dict(zip(drivable.ids, drivable.on_route({"l0", "k1", "r2"}), strict=True))
     assert on_route == {"r0": False, "r2": False, "l0": True, "l2": False, "k1": True}
+
+
+def test_a_multi_polygon_of_one_part_is_unwrapped_and_of_several_refused() -> None:
+    map_ = straight_road(1)
+    part, other = shapely.box(0, 5, 10, 15), shapely.box(20, 5, 30, 15)
+    map_.carparks["p"] = shapely.MultiPolygon([part])
+    assert crop_drivable_map(map_, np.zeros(2)).polygons[-1].equals(part)
+    map_.carparks["p"] = shapely.MultiPolygon([part, other])
+    with pytest.raises(SceneError, match="'p' is a MultiPolygon of 2 parts"):
+        crop_drivable_map(map_, np.zeros(2))
 
 
 def test_polygons_survive_the_way_through_arrays() -> None:
