@@ -302,7 +302,9 @@ def _ground_layers(world: World, palette: _Palette) -> list[_Layer]:
         if junction.kind == "joint":
             white += _joint_markings(world, junction)
         for arm_index, arm in enumerate(junction.arms):
-            if arm.num_in and (junction.kind == "signal" or arm_index in junction.stop_arms + junction.yield_arms):
+            if arm.num_in and (
+                junction.kind == "signal" or arm_index in junction.stop_arms + junction.yield_arms
+            ):
                 white.append(stop_line_ring(arm, 0.6))
         junction_kerbs.append(junction.polygon)
     stripes, curb_ramps = [], []

@@ -40,6 +40,7 @@ from drivefine_agent.errors import DataError
 from drivefine_agent.synthetic.camera import Camera, Renderer, make_camera
 from drivefine_agent.synthetic.lanes import FloatArray, wrap
 from drivefine_agent.synthetic.map_layers import global_id, merge_layers, neighbourhood_layers
+from drivefine_agent.synthetic.samples import choose_samples
 from drivefine_agent.synthetic.world import World, WorldFrame, build_neighbourhood, build_world, seed_of
 
 GENERATOR_VERSION = 1
@@ -71,13 +72,17 @@ class WorldConfig:
     seed: int = 0
     num_train_logs: int = 70
     num_val_logs: int = 8
-    num_test_logs: int = 12
+    num_test_logs: int = 14
     log_duration_s: float = 50.0
     """Length of a drive; 50 s are 101 frames."""
-    train_frame_interval: int = 4
-    """Frames between the starts of two samples of a log (NAVSIM's frame_interval)."""
+    train_frame_interval: int = 3
+    """Frames between the starts of two candidates for samples of a log (NAVSIM's frame_interval)."""
     val_frame_interval: int = 4
     test_frame_interval: int = 4
+    easy_error_m: float = 2.0
+    """A candidate is easy if continuing the present motion ends this close to the driver after 4 s."""
+    easy_share: float = 0.35
+    """Share of the easy candidates that become samples; 1 keeps all."""
     cameras: tuple[str, ...] = ("CAM_F0",)
     images: Literal["samples", "all", "none"] = "samples"
     """Which frames get images: current frames of samples, all frames, or no frame."""
@@ -100,6 +105,8 @@ class WorldConfig:
             raise DataError("numbers of logs must not be negative")
         if min(self.train_frame_interval, self.val_frame_interval, self.test_frame_interval) < 1:
             raise DataError("frame intervals must be at least 1")
+        if not 0.0 <= self.easy_share <= 1.0:
+            raise DataError(f"easy_share must lie in 0 ... 1, got {self.easy_share}")
 
     def frame_interval(self, split: SplitName) -> int:
         """Stride of a split's samples."""
@@ -167,12 +174,15 @@ def make_world(config: WorldConfig, show_progress: bool = True) -> WorldSummary:
     num_scenes = {}
     for split in SPLIT_NAMES:
         logs = [plan for plan in plans if plan.split == split]
+        tokens = tuple(token for plan in logs for token in _read_stamp(root, plan))
         scene_filter = SceneFilter(
-            frame_interval=config.frame_interval(split), log_names=tuple(plan.name for plan in logs)
+            frame_interval=config.frame_interval(split),
+            log_names=tuple(plan.name for plan in logs),
+            tokens=tokens,
         )
         data_split = "test" if split == "test" else "trainval"
         write_split(root / "splits", Split(f"world_{split}", data_split, scene_filter))
-        num_scenes[split] = len(logs) * len(sample_indices(config, split))
+        num_scenes[split] = len(tokens)
     return WorldSummary(root, {s: config.num_logs(s) for s in SPLIT_NAMES}, num_scenes, len(todo))
 
 
@@ -192,20 +202,7 @@ def plan_logs(config: WorldConfig) -> list[LogPlan]:
     return plans
 
 
-def num_frames(config: WorldConfig) -> int:
-    """Frames of a log."""
-    return int(round(config.log_duration_s / FRAME_INTERVAL_S)) + 1
-
-
-def sample_indices(config: WorldConfig, split: SplitName) -> list[int]:
-    """Frame indices of the current frames of a log's samples."""
-    last_start = num_frames(config) - NUM_HISTORY_FRAMES - NUM_FUTURE_FRAMES
-    return [
-        start + NUM_HISTORY_FRAMES - 1 for start in range(0, last_start + 1, config.frame_interval(split))
-    ]
-
-
-def token(*parts: object) -> str:
+def make_token(*parts: object) -> str:
     """16 hexadecimal characters that follow from the parts."""
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:16]
 
@@ -220,7 +217,7 @@ def log_frames(world: World, plan: LogPlan, cameras: dict[str, Camera]) -> list[
         pose[:2] += plan.origin
         frames.append(
             Frame(
-                token=token(plan.name, plan.seed, "frame", index),
+                token=make_token(plan.name, plan.seed, "frame", index),
                 timestamp_us=start + index * round(FRAME_INTERVAL_S * 1e6),
                 ego_pose=pose,
                 ego_velocity=frame.ego_velocity,
@@ -231,7 +228,7 @@ def log_frames(world: World, plan: LogPlan, cameras: dict[str, Camera]) -> list[
                 annotations=_annotations(frame, plan, index),
                 cameras={
                     name: CameraRecord(
-                        f"{plan.name}/{name}/{token(plan.name, plan.seed, 'frame', index)}.jpg",
+                        f"{plan.name}/{name}/{make_token(plan.name, plan.seed, 'frame', index)}.jpg",
                         camera.rotation,
                         camera.translation,
                         camera.intrinsics,
@@ -241,7 +238,7 @@ def log_frames(world: World, plan: LogPlan, cameras: dict[str, Camera]) -> list[
                 },
                 log_name=plan.name,
                 map_name=plan.map_name,
-                scene_token=token(plan.name, plan.seed, "scene"),
+                scene_token=make_token(plan.name, plan.seed, "scene"),
             )
         )
     return frames
@@ -275,8 +272,8 @@ def _annotations(frame: WorldFrame, plan: LogPlan, index: int) -> Annotations:
             float(wrap(track.heading - heading)),
         )
         velocities[row, :2] = cos * track.vx + sin * track.vy, -sin * track.vx + cos * track.vy
-    tracks = tuple(token(plan.name, plan.seed, "track", t.id) for t in near)
-    instances = tuple(token(plan.name, plan.seed, "box", t.id, index) for t in near)
+    tracks = tuple(make_token(plan.name, plan.seed, "track", t.id) for t in near)
+    instances = tuple(make_token(plan.name, plan.seed, "box", t.id, index) for t in near)
     return Annotations(boxes, tuple(t.kind for t in near), velocities, instances, tracks)
 
 
@@ -288,16 +285,18 @@ def _make_log(config: WorldConfig, plan: LogPlan) -> str:
     cameras = {name: make_camera(name) for name in CAMERA_NAMES}
     frames = log_frames(world, plan, cameras)
     sensor_root = root / "sensor_blobs" / plan.data_split
-    wanted: Iterable[int] = ()
-    if config.images != "none":
-        wanted = sample_indices(config, plan.split) if config.images == "samples" else range(len(frames))
+    samples = choose_samples(
+        world.frames, plan.seed, config.frame_interval(plan.split), config.easy_error_m, config.easy_share
+    )
+    wanted: dict[str, Iterable[int]] = {"samples": samples, "all": range(len(frames)), "none": ()}
     renderer = Renderer(world)
-    for index in wanted:
+    for index in wanted[config.images]:
         for name in config.cameras:
             picture = renderer.draw(world.frames[index], cameras[name])
             write_image(sensor_root, frames[index].cameras[name].data_path, picture, config.jpeg_quality)
     write_log(root / "navsim_logs" / plan.data_split / f"{plan.name}.pkl", frames)
-    write_bytes(_stamp_path(root, plan), f"{plan.seed}\n".encode())
+    stamp = json.dumps([frames[index].token for index in samples])
+    write_bytes(_stamp_path(root, plan), stamp.encode())
     return plan.name
 
 
@@ -337,8 +336,14 @@ def _run_all(function: Any, arguments: list[tuple[Any, ...]], num_workers: int |
 
 
 def _stamp_path(root: Path, plan: LogPlan) -> Path:
-    """A file that exists once a log is complete."""
-    return root / ".world" / f"{plan.name}.done"
+    """A file that exists once a log is complete; it lists the tokens of its samples."""
+    return root / ".world" / f"{plan.name}.json"
+
+
+def _read_stamp(root: Path, plan: LogPlan) -> list[str]:
+    """Tokens of the samples of a finished log."""
+    tokens: list[str] = json.loads(_stamp_path(root, plan).read_text())
+    return tokens
 
 
 def _claim(root: Path, config: WorldConfig) -> None:

@@ -31,7 +31,7 @@ MAX_HEADING_DEVIATION_RAD = np.radians(125.0)
 """The route's reference line never turns further than this from its first direction, so it seldom meets itself."""
 CLEARANCE_M = 7.0
 """Free ground between the borders of roads that are not neighbours."""
-LATERAL_ACCELERATION_MPS2 = 1.5
+LATERAL_ACCELERATION_MPS2 = 1.75
 """Speed limits follow from curvature by this bound (times 1.1 in speed)."""
 
 
@@ -59,7 +59,7 @@ def draw_spec(rng: np.random.Generator) -> RoadSpec:
     return RoadSpec(
         forward,
         backward,
-        round(float(rng.uniform(3.7, 4.3) if lanes == 1 else rng.uniform(3.4, 3.8)), 2),
+        round(float(rng.uniform(3.6, 4.1) if lanes == 1 else rng.uniform(3.4, 3.8)), 2),
         float(rng.choice(limits)),
         bool(parking[0]),
         bool(parking[1]),
@@ -76,7 +76,7 @@ def draw_curvature(rng: np.random.Generator, length_m: float, num_lanes: int) ->
     """(N,) curvature per metre of a road: straight, arc, S-curve or winding, straight at both ends."""
     count = int(length_m)
     kind = rng.choice(["straight", "arc", "s_curve", "winding"], p=[0.08, 0.26, 0.36, 0.30])
-    smallest, largest = {1: (26.0, 110.0), 2: (42.0, 150.0), 3: (90.0, 300.0)}[num_lanes]
+    smallest, largest = {1: (24.0, 90.0), 2: (42.0, 150.0), 3: (90.0, 300.0)}[num_lanes]
     curvature = np.zeros(count)
     pieces = {"straight": 0, "arc": 1, "s_curve": 2, "winding": int(rng.integers(3, 5))}[kind]
     inner = np.linspace(8, count - 8, pieces + 1).astype(int)

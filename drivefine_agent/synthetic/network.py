@@ -18,7 +18,7 @@ from drivefine_agent.synthetic.lanes import FloatArray, Path, left_of, strip, un
 JunctionKind = Literal["signal", "all_way_stop", "yield", "joint"]
 Turn = Literal["left", "straight", "right"]
 
-SHOULDER_M = 0.7
+SHOULDER_M = 0.6
 """Paved strip between the lanes and the kerb; part of the roadblock."""
 PARKING_WIDTH_M = 2.5
 WALKWAY_WIDTH_M = 2.2

@@ -253,7 +253,9 @@ def close_lane(network: Network, scenery: Scenery, road: Road, rng: np.random.Ge
     index = len(road.forward) - 1 if closes_right else 0
     lane = network.segments[road.forward[index]]
     width = road.spec.lane_width_m
-    places = [s for s in rng.uniform(46.0, road.reference.length - 42.0, 16) if _is_straight(road, s, -1, 8.0, 36.0)]
+    places = [
+        s for s in rng.uniform(46.0, road.reference.length - 42.0, 16) if _is_straight(road, s, -1, 8.0, 36.0)
+    ]
     if not places:
         return
     s = float(places[0])
@@ -277,7 +279,9 @@ def close_lane(network: Network, scenery: Scenery, road: Road, rng: np.random.Ge
         x, y, heading = _pose_beside(road, s, 0.5 * (inner + outer), -1)
         scenery.props.append(Prop("czone_sign", x, y, heading, 0.3, 1.0, 2.0, 0.0))
     shift = width if closes_right else -width
-    scenery.shifts.append(LineShift(lane.id, s * ratio - half - APPROACH_M - 6.0, s * ratio + half + 3.0, shift, True))
+    scenery.shifts.append(
+        LineShift(lane.id, s * ratio - half - APPROACH_M - 6.0, s * ratio + half + 3.0, shift, True)
+    )
 
 
 def driving_line(lane: Segment, shifts: list[LineShift]) -> Path:

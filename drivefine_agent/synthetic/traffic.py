@@ -26,6 +26,8 @@ POPULATION_RADIUS_M = 160.0
 """Road users exist within this distance of the ego."""
 KERB_DISTANCE_M = 1.6
 """Pedestrians wait this far from the road [m]."""
+ACTIVE_PEDESTRIAN_DISTANCE_M = 150.0
+"""Pedestrians further away (in the sum of both coordinates) stand still, unseen."""
 FREE_DISTANCE_M = 1e3
 
 
@@ -512,6 +514,8 @@ class Traffic:
     def walk(self) -> None:
         """One step of all pedestrians."""
         for person in self.pedestrians:
+            if abs(person.x - self.ego.x) + abs(person.y - self.ego.y) > ACTIVE_PEDESTRIAN_DISTANCE_M:
+                continue
             if person.crossing < 0:
                 self.stroll(person)
             elif person.is_walking:
@@ -520,7 +524,8 @@ class Traffic:
                 person.wait_s -= DT_S
                 if person.wait_s <= 0.0 and self.may_cross(person):
                     person.is_walking = True
-            self.place_pedestrian(person)
+            if person.is_walking or person.wait_s > 0.0:
+                self.place_pedestrian(person)
 
     def stroll(self, person: Pedestrian) -> None:
         """Walks along a walkway and turns at its ends."""
