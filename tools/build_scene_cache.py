@@ -29,7 +29,7 @@ _NUM_LISTED = 10  # failures printed; the manifest has all
 
 
 def find_scenes(config: DictConfig) -> tuple[list[SceneRef], Path]:
-    """Where the scenes of the split lie, without their frames (workers read the logs again); the map folder."""
+    """Where the scenes of the split lie, without their frames (workers read them again); the maps."""
     keys = DatasetKeys(
         train_test_split=str(config.train_test_split),
         dataset_root=config.dataset_root,
@@ -44,7 +44,7 @@ def find_scenes(config: DictConfig) -> tuple[list[SceneRef], Path]:
         raise DataError(
             "no map folder is known: set maps_root, dataset_root or the variable NUPLAN_MAPS_ROOT"
         )
-    return scene_refs(scenes.windows), scenes.maps_root
+    return scene_refs(scenes.windows, scenes.maps_root), scenes.maps_root
 
 
 def build(config: DictConfig) -> BuildResult:

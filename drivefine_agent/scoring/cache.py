@@ -166,8 +166,12 @@ class ShardWriter:
         """Tokens of the scenes collected so far."""
         return [entry["token"] for entry in self._entries]
 
-    def add(self, scene: ScoringScene) -> None:
+    def add(self, scene: ScoringScene, fingerprint: int | None = None) -> None:
         """Take in one scene.
+
+        Args:
+          scene: the scene.
+          fingerprint: of what it was prepared from, so that a later build can tell whether it is up to date.
 
         Raises:
           ValueError: if the scene has no box poses (`track_poses`), as scenes made by hand.
@@ -203,6 +207,7 @@ class ShardWriter:
                 "log_name": scene.log_name,
                 "map_name": scene.map_name,
                 "timestamp_us": int(scene.timestamp_us),
+                "fingerprint": fingerprint,
                 "counts": counts,
                 "crc": zlib.crc32(blob),
             }
@@ -333,6 +338,10 @@ class Shard:
     def tokens(self) -> tuple[str, ...]:
         """Tokens of the scenes in the shard, in the order of writing."""
         return tuple(self._entries)
+
+    def fingerprint(self, token: str) -> int | None:
+        """Of what a scene was prepared from; None if it was not told."""
+        return self._entries[token]["fingerprint"]
 
     def load(self, token: str) -> ScoringScene:
         """Load one scene.
@@ -550,17 +559,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, failures: Mapping[str, str]) -> dict[str, Any]:
-    """Finish a cache: check every shard and list its scenes; the first shard wins where a token occurs twice.
+    """Finish a cache: check every shard and list its scenes.
+
+    Where a token occurs twice, the newest shard counts. Shards without a scene that counts are removed.
 
     Raises:
       DataError: if a shard is damaged or foreign.
     """
     listed: set[str] = set()
-    shards = []
-    for path in sorted(folder.glob(SHARD_PATTERN)):
+    shards: list[dict[str, Any]] = []
+    outdated: list[Path] = []
+    for path in sorted(folder.glob(SHARD_PATTERN), reverse=True):
         tokens = [token for token in Shard(path).tokens if token not in listed]
         listed.update(tokens)
-        shards.append({"file": path.name, "tokens": tokens})
+        if tokens:
+            shards.insert(0, {"file": path.name, "tokens": tokens})
+        else:
+            outdated.append(path)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -569,6 +584,8 @@ def write_manifest(folder: Path, failures: Mapping[str, str]) -> dict[str, Any]:
         "failures": {token: reason for token, reason in failures.items() if token not in listed},
     }
     write_atomically(folder / MANIFEST_NAME, [json.dumps(manifest, indent=1).encode()])
+    for path in outdated:  # only now: until here the old manifest may name them
+        path.unlink()
     return manifest
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import multiprocessing
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ class SceneRef:
     map_name: str
     num_history_frames: int
     num_future_frames: int
+    fingerprint: int
+    """Of the frames and the map that the scene is prepared from."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,12 @@ class BuildResult:
 
     num_built: int
     num_kept: int
-    """Scenes that the folder already had."""
+    """Scenes that the folder already had, prepared from the same frames and map."""
     failures: Mapping[str, str]
     """Scenes that could not be prepared, with the reason."""
 
 
-def scene_refs(windows: Iterable[SceneWindow]) -> list[SceneRef]:
+def scene_refs(windows: Iterable[SceneWindow], maps_root: Path) -> list[SceneRef]:
     """References to windows that were read from log files.
 
     Raises:
@@ -90,9 +94,38 @@ def scene_refs(windows: Iterable[SceneWindow]) -> list[SceneRef]:
                 map_name=window.map_name,
                 num_history_frames=window.num_history_frames,
                 num_future_frames=window.num_future_frames,
+                fingerprint=zlib.crc32(_map_bytes(maps_root, window.map_name), window_checksum(window)),
             )
         )
     return refs
+
+
+def window_checksum(window: SceneWindow) -> int:
+    """Checksum of what scoring reads of a window: poses, motion, annotations, route and lights."""
+    current = window.current
+    parts = [
+        repr((current.roadblock_ids, current.traffic_lights, window.map_name, window.log_name)).encode(),
+        current.ego_velocity.tobytes(),
+        current.ego_acceleration.tobytes(),
+    ]
+    for frame in window.frames[window.num_history_frames - 1 :]:
+        parts += [frame.timestamp_us.to_bytes(8, "little"), frame.ego_pose.tobytes()]
+        if frame.annotations is not None:
+            parts += [frame.annotations.boxes.tobytes(), frame.annotations.velocity_3d.tobytes()]
+            parts.append(repr((frame.annotations.names, frame.annotations.track_tokens)).encode())
+    return zlib.crc32(b"".join(parts))
+
+
+@lru_cache(maxsize=16)
+def _map_bytes(maps_root: Path, map_name: str) -> bytes:
+    """The checksum of a map's file (of all its versions), as bytes."""
+    files = sorted((maps_root / map_name).glob("*/map.gpkg"))
+    if not files:
+        load_map(maps_root, map_name)  # knows other names of the map, and says what is missing
+    checksum = 0
+    for file in files:
+        checksum = zlib.crc32(file.read_bytes(), checksum)
+    return checksum.to_bytes(4, "little")
 
 
 def build_scene_cache(
@@ -104,7 +137,7 @@ def build_scene_cache(
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> BuildResult:
-    """Build a scene cache, or add to one the scenes it does not have.
+    """Build a scene cache, or add to one the scenes that it lacks or that were made from other data.
 
     Args:
       scenes: what to build.
@@ -128,7 +161,7 @@ def build_scene_cache(
         if overwrite:
             _remove_cache(folder)
         kept, failures = _state(folder)
-        missing = [scene for scene in scenes if scene.token not in kept]
+        missing = [scene for scene in scenes if kept.get(scene.token) != scene.fingerprint]
         portions = _portions(missing, maps_root, folder, num_workers)
         wanted = {scene.token for scene in missing}
         failed_before = {token: reason for token, reason in failures.items() if token not in wanted}
@@ -154,9 +187,11 @@ def build_portion(portion: Portion, advance: Any = None) -> dict[str, str]:
     """Build the scenes of a portion and write their shard; returns the reasons of those that failed."""
     writer = ShardWriter()
     failures: dict[str, str] = {}
+    fingerprints = {scene.token: scene.fingerprint for scene in portion.scenes}
     for window in _windows(portion.scenes):
         try:
-            writer.add(build_scoring_scene(window, load_map(portion.maps_root, window.map_name)))
+            scene = build_scoring_scene(window, load_map(portion.maps_root, window.map_name))
+            writer.add(scene, fingerprints[window.token])
         except SceneError as error:
             failures[window.token] = str(error)
         if advance is not None:
@@ -242,8 +277,8 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
     return failures
 
 
-def _state(folder: Path) -> tuple[set[str], dict[str, str]]:
-    """Scenes in the folder's shards and scenes that failed before; damaged shards of ours are removed.
+def _state(folder: Path) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Fingerprints of a folder's scenes, and scenes that failed before; damaged shards of ours are removed.
 
     Raises:
       DataError: if the folder holds a foreign file under the name of a shard or manifest, or another version.
@@ -251,14 +286,16 @@ def _state(folder: Path) -> tuple[set[str], dict[str, str]]:
     failures: dict[str, str] = {}
     if (folder / MANIFEST_NAME).exists():
         failures = read_manifest(folder)["failures"]
-    tokens: set[str] = set()
+    fingerprints: dict[str, int | None] = {}
     for path in sorted(folder.glob(SHARD_PATTERN)):
         try:
-            tokens.update(Shard(path).tokens)
+            shard = Shard(path)
         except DamagedShardError as error:
             tqdm.write(f"building again what was in a damaged file ({error})")
             path.unlink()
-    return tokens, failures
+            continue
+        fingerprints.update({token: shard.fingerprint(token) for token in shard.tokens})
+    return fingerprints, failures
 
 
 def _remove_cache(folder: Path) -> None:

@@ -14,7 +14,7 @@ from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter
-from drivefine_agent.scoring.cache_build import build_scene_cache, scene_refs
+from drivefine_agent.scoring.cache_build import build_scene_cache, scene_refs, window_checksum
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -191,23 +191,58 @@ def test_an_exception_while_writing_leaves_no_manifest(tmp_path: Path, scenes: l
 
 
 def test_a_stopped_build_goes_on_where_it_was(
-    navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], folder: Path
+    navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], tmp_path: Path
 ) -> None:
-    (folder / "manifest.json").unlink()
-    first_shard(folder).unlink()  # three scenes
-    flip_byte(folder / "scenes-00001.shard", -1)  # three more
-    result = build_scene_cache(scene_refs(windows), navsim_mini / "maps", folder)
+    maps_root = navsim_mini / "maps"
+    refs = scene_refs(windows, maps_root)
+    for start in (0, 3, 6):  # three shards
+        build_scene_cache(refs[start : start + 3] if start < 6 else refs[6:], maps_root, tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    first_shard(tmp_path).unlink()  # three scenes
+    flip_byte(tmp_path / "scenes-00001.shard", -1)  # three more
+    result = build_scene_cache(refs, maps_root, tmp_path)
     assert (result.num_built, result.num_kept, dict(result.failures)) == (6, len(scenes) - 6, {})
-    cache = SceneCache(folder)
+    cache = SceneCache(tmp_path)
     assert set(cache.tokens) == {scene.token for scene in scenes}
     for scene in scenes:
         assert_equal(cache[scene.token], scene)
-    again = build_scene_cache(scene_refs(windows), navsim_mini / "maps", folder)
+    again = build_scene_cache(refs, maps_root, tmp_path)
     assert (again.num_built, again.num_kept) == (0, len(scenes))
 
 
+def test_a_scene_whose_log_changed_is_prepared_again(
+    navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path
+) -> None:
+    maps_root = navsim_mini / "maps"
+    refs = scene_refs(windows[:4], maps_root)
+    changed = [replace(refs[0], fingerprint=refs[0].fingerprint ^ 1), *refs[1:]]
+    build_scene_cache(changed, maps_root, tmp_path)
+    result = build_scene_cache(refs, maps_root, tmp_path)
+    assert (result.num_built, result.num_kept) == (1, 3)
+    assert len(SceneCache(tmp_path)) == 4
+    assert build_scene_cache(refs, maps_root, tmp_path).num_built == 0
+
+
+def test_the_fingerprint_covers_what_scoring_reads(windows: list[SceneWindow]) -> None:
+    window = windows[0]
+    checksum = window_checksum(window)
+    assert window_checksum(replace(window)) == checksum
+    for index, change in [
+        (3, {"roadblock_ids": ("1",)}),
+        (3, {"traffic_lights": ((1, True),)}),
+        (3, {"ego_velocity": np.ones(2)}),
+        (9, {"ego_pose": np.ones(3)}),
+        (9, {"annotations": None}),
+    ]:
+        frames = list(window.frames)
+        frames[index] = replace(frames[index], **change)
+        assert window_checksum(replace(window, frames=tuple(frames))) != checksum, change
+
+
 def test_a_cache_is_built_anew_on_demand(navsim_mini: Path, windows: list[SceneWindow], folder: Path) -> None:
-    result = build_scene_cache(scene_refs(windows[:2]), navsim_mini / "maps", folder, overwrite=True)
+    result = build_scene_cache(
+        scene_refs(windows[:2], navsim_mini / "maps"), navsim_mini / "maps", folder, overwrite=True
+    )
     assert result.num_built == 2
     assert len(SceneCache(folder)) == 2
 
@@ -218,14 +253,14 @@ def test_foreign_files_are_never_removed(
     foreign = tmp_path / "scenes-00000.shard"
     foreign.write_bytes(b"something else entirely")
     with pytest.raises(DataError, match="not a shard of a scene cache"):
-        build_scene_cache(scene_refs(windows), navsim_mini / "maps", tmp_path)
+        build_scene_cache(scene_refs(windows, navsim_mini / "maps"), navsim_mini / "maps", tmp_path)
     assert foreign.exists()
 
 
 def test_scenes_that_fail_are_listed_and_cost_no_other(
     navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path
 ) -> None:
-    refs = scene_refs(windows[:3])
+    refs = scene_refs(windows[:3], navsim_mini / "maps")
     refs[1] = replace(refs[1], num_future_frames=6)
     result = build_scene_cache(refs, navsim_mini / "maps", tmp_path)
     assert result.num_built == 2
@@ -233,7 +268,7 @@ def test_scenes_that_fail_are_listed_and_cost_no_other(
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert "10 future frames" in manifest["failures"][refs[1].token]
     # The next build tries again, and the failure is gone.
-    build_scene_cache(scene_refs(windows[:3]), navsim_mini / "maps", tmp_path)
+    build_scene_cache(scene_refs(windows[:3], navsim_mini / "maps"), navsim_mini / "maps", tmp_path)
     assert SceneCache(tmp_path).failures == {}
 
 
@@ -241,7 +276,9 @@ def test_scenes_that_fail_are_listed_and_cost_no_other(
 def test_processes_build_the_same_cache(
     navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], tmp_path: Path
 ) -> None:
-    result = build_scene_cache(scene_refs(windows), navsim_mini / "maps", tmp_path, num_workers=2)
+    result = build_scene_cache(
+        scene_refs(windows, navsim_mini / "maps"), navsim_mini / "maps", tmp_path, num_workers=2
+    )
     assert result.num_built == len(scenes)
     cache = SceneCache(tmp_path)
     for scene in scenes:
