@@ -78,7 +78,7 @@ def train(config: TrainEgoStatusMLPConfig) -> float:
     held_out_features, truth = arrays_from_windows(held_out.windows)
     with torch.inference_mode():
         poses = mlp(torch.from_numpy(held_out_features)).reshape(-1, NUM_POSES, 3).numpy()
-    error_m = float(displacement(poses, truth).mean())
+    error_m = float(displacement(poses.astype(float), truth.astype(float)).mean())
     LOGGER.info("held-out ADE %.3f m over %d scenes; model: %s", error_m, len(truth), config.output_dir)
     return error_m
 

@@ -1,4 +1,4 @@
-"""The seam: an unrelated `navsim` is not mistaken for NAVSIM, and the equivalents mean what NAVSIM's classes mean."""
+"""The seam: an unrelated `navsim` is not taken for NAVSIM; equivalents mean what NAVSIM's classes mean."""
 
 import subprocess
 import sys
@@ -28,7 +28,11 @@ ROOT = Path(__file__).parents[2]
 
 def _run(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": f"{path}:{ROOT}"}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{path}:{ROOT}"},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -65,7 +69,8 @@ def test_base_constructor_gets_what_each_navsim_version_takes(
         "navsim/common/dataclasses.py": "\n".join(
             f"class {name}: pass"
             for name in (
-                "AgentInput Annotations Camera Cameras EgoStatus Frame Lidar Scene SceneMetadata SensorConfig Trajectory"
+                "AgentInput Annotations Camera Cameras EgoStatus Frame Lidar Scene SceneMetadata SensorConfig "
+                "Trajectory"
             ).split()
         ),
         "navsim/planning/training/abstract_feature_target_builder.py": "class AbstractFeatureBuilder: pass\n"
@@ -118,6 +123,10 @@ def test_scene_gives_local_poses() -> None:
     """The ego drives north (heading 90 degrees) at 2 m per frame from (10, 20): locally straight ahead along x."""
     cameras = Cameras(*(Camera() for _ in range(8)))
     command = np.array([0, 1, 0, 0])
+
+    def global_pose(frame: int) -> np.ndarray:
+        return np.array([10.0, 20.0 + 2 * frame, np.pi / 2])
+
     frames = [
         Frame(
             token=str(i),
@@ -125,7 +134,7 @@ def test_scene_gives_local_poses() -> None:
             roadblock_ids=[],
             traffic_lights=[],
             annotations=None,
-            ego_status=EgoStatus(np.array([10.0, 20.0 + 2 * i, np.pi / 2]), np.ones(2), np.zeros(2), command, True),
+            ego_status=EgoStatus(global_pose(i), np.ones(2), np.zeros(2), command, True),
             lidar=Lidar(),
             cameras=cameras,
         )

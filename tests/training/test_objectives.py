@@ -1,0 +1,148 @@
+"""Losses of both phases on a debug model: what they are, and whom their gradients reach."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from drivefine_agent.actions import MASKED
+from drivefine_agent.diffusion.masking import sample_mask_ratios, sample_masks
+from drivefine_agent.planner import Planner
+from drivefine_agent.training.config import AugmentationConfig, ModelChoice, RefinerConfig, TrainSFTConfig
+from drivefine_agent.training.corruptions import Corruption
+from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
+from drivefine_agent.training.model_choice import build_planner
+from drivefine_agent.training.objectives import Instructions, generator_loss, refiner_loss, spoilt_answers
+from drivefine_agent.training.scenes import load_split_scenes
+from drivefine_agent.training.seeds import generator_for
+
+
+@pytest.fixture
+def planner(debug_config: TrainSFTConfig) -> Planner:
+    return build_planner(debug_config.model, seed=0)
+
+
+@pytest.fixture
+def scenes(debug_config: TrainSFTConfig, planner: Planner) -> Demonstrations:
+    split = load_split_scenes(debug_config.paths, debug_config.train_test_split, 6, show_progress=False)
+    return load_demonstrations(
+        split, planner.prompts, Path(str(debug_config.tile_cache_path)), show_progress=False
+    )
+
+
+def _reached(planner: Planner) -> set[str]:
+    return {
+        name
+        for name, parameter in planner.model.named_parameters()
+        if parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+    }
+
+
+def test_generator_loss_is_the_mean_over_slots_of_their_masked_rows(
+    planner: Planner, scenes: Demonstrations
+) -> None:
+    """The same by loops: each slot's log-probability in the row that masks it, all rows computed alone."""
+    batch = scenes.batch(range(3))
+    predict = Instructions(planner.prompts, "cpu").predict
+    loss = generator_loss(planner.model, batch, predict, generator_for(0, "masks", 0), pairs_per_scene=2)
+
+    generator = generator_for(0, "masks", 0)
+    is_masked = sample_masks(sample_mask_ratios(6, generator), 24, generator=generator).reshape(3, 2, 24)
+    terms = []
+    for scene in range(3):
+        for pair in range(2):
+            for mask in (is_masked[scene, pair], ~is_masked[scene, pair]):
+                rows = torch.where(mask, MASKED, batch.actions[scene])[None, None]
+                lengths = None if batch.context_lengths is None else batch.context_lengths[scene : scene + 1]
+                logits = planner.model(
+                    batch.tiles[scene : scene + 1],
+                    batch.context_ids[scene : scene + 1],
+                    predict,
+                    rows,
+                    context_lengths=lengths,
+                )
+                terms.append(-logits.log_probs(batch.actions[scene][None, None])[0, 0][mask])
+    assert loss.total.item() == pytest.approx(torch.cat(terms).mean().item(), rel=1e-5)
+
+
+def test_generator_loss_reaches_everything_but_the_refiner(planner: Planner, scenes: Demonstrations) -> None:
+    predict = Instructions(planner.prompts, "cpu").predict
+    generator_loss(
+        planner.model, scenes.batch(range(3)), predict, generator_for(0, "masks", 0)
+    ).total.backward()
+    parts = {
+        part: {id(p) for p in planner.model.parameters_of(part)}
+        for part in ("vision", "projector", "language", "action", "refinement")
+    }
+    reached = {id(p) for n, p in planner.model.named_parameters() if n in _reached(planner)}
+    for part, members in parts.items():
+        share = len(members & reached) / len(members)
+        assert share == 0 if part == "refinement" else share > 0.9, f"{part}: {share:.2f}"
+
+
+def test_refiner_loss_reaches_the_refiner_alone(planner: Planner, scenes: Demonstrations) -> None:
+    config = RefinerConfig(num_denoising_steps=3)
+    loss = refiner_loss(
+        planner.model,
+        scenes.batch(range(3)),
+        Instructions(planner.prompts, "cpu"),
+        planner.action_tokenizer,
+        config,
+        generator_for(0, "spoil", 0),
+    )
+    loss.total.backward()
+    refiner = {name for name, _ in planner.model.named_parameters() if "refine_layers" in name}
+    assert _reached(planner) == refiner
+
+
+def test_spoilt_answers_come_in_their_shares(planner: Planner, scenes: Demonstrations) -> None:
+    """Rows of one kind alone, then 5 rows: 1 as it is, 2 own samples, 1 outlier, 1 drift."""
+    batch = scenes.batch(range(4))
+    predict = Instructions(planner.prompts, "cpu").predict
+    context = planner.model.encode_context(batch.tiles, batch.context_ids, batch.context_lengths)
+
+    def spoil(shares: tuple[float, ...], rows: int) -> np.ndarray:
+        config = RefinerConfig(rows_per_scene=rows, shares=shares, num_denoising_steps=2)
+        generator = generator_for(0, "spoil", 0)
+        answers = spoilt_answers(
+            planner.model, batch, context, predict, planner.action_tokenizer, config, generator
+        )
+        planner.action_tokenizer.decode(answers.numpy())  # complete, and each table in its own slots
+        return answers.numpy()
+
+    truth = batch.actions.numpy()[:, None]
+    assert (spoil((1, 0, 0, 0), 3) == truth).all()
+    changed = (spoil((0, 0, 1, 0), 3) != truth).sum(axis=-1)
+    assert changed.max() <= 3
+    mixed = spoil((0.2, 0.4, 0.2, 0.2), 5)
+    assert mixed.shape == (4, 5, 24)
+    assert ((mixed == truth).all(axis=-1).sum(axis=1) >= 1).all()
+    assert len(Corruption) == 4
+
+
+def test_batches_are_the_recorded_scenes_and_mirroring_exchanges_all_of_them(scenes: Demonstrations) -> None:
+    batch = scenes.batch([2, 0])
+    np.testing.assert_array_equal(batch.tiles.numpy(), scenes.tiles[[2, 0]])
+    np.testing.assert_array_equal(batch.poses, scenes.poses[[2, 0], 0])
+    mirrored = scenes.batch([2, 0], AugmentationConfig(mirror_probability=1.0), generator_for(0, "mirror", 0))
+    np.testing.assert_array_equal(mirrored.poses, batch.poses * [1, -1, -1])
+    np.testing.assert_array_equal(mirrored.actions.numpy(), scenes.actions[[2, 0], 1])
+    assert not torch.equal(mirrored.tiles, batch.tiles)
+
+
+def test_equal_seeds_give_equal_models_and_other_seeds_others() -> None:
+    first, again, other = (
+        build_planner(ModelChoice(preset="debug"), seed).model.state_dict() for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_wrong_model_choices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fields of DriveFineConfig, got \['n_refin'\]"):
+        build_planner(ModelChoice(preset="debug", overrides={"n_refin": 1}), 0)
+    with pytest.raises(ValueError, match="converted checkpoint"):
+        build_planner(ModelChoice(preset="llada_8b"), 0)
+    with pytest.raises(ValueError, match=r"model\.overrides must be empty"):
+        build_planner(ModelChoice(init_from="x", overrides={"n_refine": 1}), 0)

@@ -1,0 +1,158 @@
+"""The whole script on a debug model: runs, stops, goes on, and ends where an unbroken run ends."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from drivefine_agent.errors import DataError
+from drivefine_agent.planner import Planner
+from drivefine_agent.training.config import TrainSFTConfig
+from drivefine_agent.training.from_mapping import from_mapping
+from drivefine_agent.training.phase import Phase, batch_order
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parents[2] / "tools" / "train_sft.py"
+    spec = importlib.util.spec_from_file_location("train_sft_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _weights(output_dir: str) -> bytes:
+    return (Path(output_dir) / "model" / "model.safetensors").read_bytes()
+
+
+def _stop_before(monkeypatch: pytest.MonkeyPatch, phase_name: str, step: int) -> None:
+    """As if the process were killed while it computes optimizer step `step` of a phase."""
+    update = Phase.update
+
+    def killed(self: Phase, loss: torch.Tensor) -> dict[str, float]:
+        if self.name == phase_name and self.step == step:
+            raise KeyboardInterrupt
+        return update(self, loss)
+
+    monkeypatch.setattr(Phase, "update", killed)
+
+
+def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script.train(debug_config)
+    broken = replace(debug_config, output_dir=str(tmp_path / "broken"))
+    for phase_name, step in (("generator", 3), ("generator", 5), ("refiner", 1), ("refiner", 2)):
+        with monkeypatch.context() as patch:
+            _stop_before(patch, phase_name, step)
+            with pytest.raises(KeyboardInterrupt):
+                script.train(broken)
+    assert not (tmp_path / "broken" / "model").exists()
+    script.train(broken)
+    assert _weights(broken.output_dir) == _weights(debug_config.output_dir)
+
+
+def test_finished_run_is_not_trained_again(
+    script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(debug_config, refiner=replace(debug_config.refiner, num_epochs=0))
+    script.train(config)
+    before = _weights(config.output_dir)
+    monkeypatch.setattr(Phase, "update", lambda *_: pytest.fail("trained again"))
+    script.train(config)
+    assert _weights(config.output_dir) == before
+
+
+def test_run_writes_a_model_that_plans_and_the_numbers_of_both_phases(
+    script: ModuleType, debug_config: TrainSFTConfig
+) -> None:
+    result = script.train(debug_config)
+    folder = Path(debug_config.output_dir)
+    planner = Planner.from_pretrained(folder / "model")
+    assert planner.model.config.n_refine == 2
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    groups = {line["group"] for line in lines}
+    assert groups == {"generator", "generator_validation", "refiner", "refiner_validation"}
+    assert result.refined_displacement_m == lines[-1]["refined_displacement_m"]
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_refiner_training_leaves_the_generator_alone(
+    script: ModuleType, debug_config: TrainSFTConfig
+) -> None:
+    """The refiner's gradient is confined to its blocks: all other weights stay equal to the last bit."""
+    script.train(replace(debug_config, refiner=replace(debug_config.refiner, num_epochs=0)))
+    first = Planner.from_pretrained(Path(debug_config.output_dir) / "model").model.state_dict()
+    for file in ("config.json", "model/config.json"):
+        (Path(debug_config.output_dir) / file).unlink()
+    script.train(debug_config)  # goes on where the first call ended
+    second = Planner.from_pretrained(Path(debug_config.output_dir) / "model").model.state_dict()
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    refiner = {name for name in first if "refine_layers" in name}
+    assert changed == refiner
+
+
+def test_another_configuration_in_the_same_folder_is_refused(
+    script: ModuleType, debug_config: TrainSFTConfig, debug_settings: dict[str, Any]
+) -> None:
+    config = replace(debug_config, refiner=replace(debug_config.refiner, num_epochs=0))
+    script.train(config)
+    other = replace(config, generator=replace(config.generator, batch_size=4))
+    with pytest.raises(DataError, match=r"generator\.batch_size: 8 -> 4"):
+        script.train(other)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
+    script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = script.generator_loss
+
+    def broken(*arguments: Any) -> Any:
+        result = loss(*arguments)
+        return result._replace(total=result.total * float("nan"))
+
+    monkeypatch.setattr(script, "generator_loss", broken)
+    with pytest.raises(FloatingPointError, match=r"generator, step 0: the loss must be finite"):
+        script.train(debug_config)
+
+
+def test_mistyped_settings_are_named(debug_settings: dict[str, Any]) -> None:
+    debug_settings["generator"]["batchsize"] = 4
+    with pytest.raises(ValueError, match=r"'generator\.batchsize'.*did you mean 'batch_size'"):
+        from_mapping(TrainSFTConfig, debug_settings)
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("generator", {"batch_size": "8"}, r"'generator\.batch_size' must be int"),
+        ("generator", {"noise": "gaussian"}, r"'generator\.noise' must be one of bernoulli, count"),
+        ("generator", {"num_epochs": 0}, "num_epochs must be at least 1"),
+        ("refiner", {"min_temperature": 2.0}, "min_temperature <= max_temperature"),
+        ("model", {"preset": "big"}, r"'model\.preset' must be one of"),
+        ("run", {"seed": True}, r"'run\.seed' must be int"),
+    ],
+)
+def test_impossible_settings_are_refused(
+    debug_settings: dict[str, Any], group: str, change: dict[str, Any], message: str
+) -> None:
+    debug_settings[group] |= change
+    with pytest.raises(ValueError, match=message):
+        from_mapping(TrainSFTConfig, debug_settings)
+
+
+def test_every_epoch_visits_every_scene_in_an_order_of_its_own() -> None:
+    orders = [[batch_order(10, 4, 0, "order", epoch * 3 + i) for i in range(3)] for epoch in range(2)]
+    for batches in orders:
+        assert [len(batch) for batch in batches] == [4, 4, 4]
+        assert set(range(10)) == {int(i) for batch in batches for i in batch}
+    assert not all((a == b).all() for a, b in zip(*orders, strict=True))
