@@ -3,9 +3,10 @@
     python tools/build_scene_cache.py train_test_split=navtest metric_cache_path=CACHE num_workers=16
     python tools/build_scene_cache.py train_test_split=test dataset_root=DATASET metric_cache_path=CACHE
 
-Scenes that the cache already has are kept, so a build that was stopped goes on where it was, and a cache can
-be extended by another split. Exits with 1 if a scene could not be prepared (allow_failures=true: with 0); the
-reasons are printed, kept in the cache's manifest.json, and told to whoever asks the cache for such a scene.
+Scenes that the cache already has are kept as long as their log and map are the same, so a build that was
+stopped goes on where it was, and a cache can be extended by another split. Exits with 1 if a scene could not
+be prepared (allow_failures=true: with 0); the reasons are printed, kept in the cache's manifest.json, and told
+to whoever asks the cache for such a scene.
 All keys: navsim_configs/build_scene_cache.yaml.
 """
 
