@@ -5,8 +5,8 @@
 
 Scenes that the cache already has are kept as long as their log and map are the same, so a build that was
 stopped goes on where it was, and a cache can be extended by another split. Exits with 1 if a scene could not
-be prepared (allow_failures=true: with 0); the reasons are printed, kept in the cache's manifest.json, and told
-to whoever asks the cache for such a scene.
+be prepared (allow_failures=true: with 0); the reasons are printed, kept in the cache's manifest.json, and
+told to whoever asks the cache for such a scene.
 All keys: navsim_configs/build_scene_cache.yaml.
 """
 
