@@ -22,7 +22,7 @@ test: $(BIN)/.installed
 	$(BIN)/python -m pytest tests/
 
 bench: $(BIN)/.installed
-	$(BIN)/python tools/bench.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Each layer may import the layers before it, and itself. Modules of one layer that are listed as separate entries are
-# siblings: they may not import each other.
+# Each layer may import the layers before it, and itself. Modules of one layer that are listed as separate
+# entries are siblings: they may not import each other.
 LAYERS: list[tuple[str, ...]] = [
     ("constants", "errors"),
     ("geometry",),
@@ -27,16 +27,17 @@ LAYERS: list[tuple[str, ...]] = [
 SIBLING_EXCEPTIONS = {
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
+ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "planner"}
+AGENTS = {"navsim_api", "navsim_inputs", "baselines", "agent", "training", "evaluation"}
 FOREIGN = {
-    "torch": {"answer", "diffusion", "model", "prompt", "planner", "navsim_api", "navsim_inputs", "baselines", "agent",
-              "training", "evaluation"},
+    "torch": ABOVE_DATA | AGENTS,
     "transformers": {"model"},
     "navsim": {"navsim_api"},
     "nuplan": {"navsim_api"},
     "hydra": set(),
     "deepspeed": set(),
     "numba": {"scoring", "synthetic"},
-}  # fmt: skip
+}
 
 
 def _imports(path: Path) -> list[str]:
@@ -66,7 +67,8 @@ def _level(part: str) -> int:
     raise AssertionError(f"drivefine_agent/{part} is in no layer: add it to LAYERS in {__file__}")
 
 
-PACKAGE_FILES = sorted(p for p in (ROOT / "drivefine_agent").rglob("*.py") if p.name != "__init__.py" or p.parent.name != "drivefine_agent")  # fmt: skip
+PACKAGE = ROOT / "drivefine_agent"
+PACKAGE_FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -75,8 +77,12 @@ def test_imports_point_down(path: Path) -> None:
     for name in _imports(path):
         parts = name.split(".")
         if parts[0] in FOREIGN:
-            assert part in FOREIGN[parts[0]], f"{path}: {parts[0]} may be imported in {FOREIGN[parts[0]] or 'entry points'} only"
-        assert parts[0] not in {"rl", "tools", "tests"}, f"{path}: the package does not know its scripts ({name})"
+            assert part in FOREIGN[parts[0]], (
+                f"{path}: {parts[0]} may be imported in {FOREIGN[parts[0]] or 'entry points'} only"
+            )
+        assert parts[0] not in {"rl", "tools", "tests"}, (
+            f"{path}: the package does not know its scripts ({name})"
+        )
         if parts[0] != "drivefine_agent" or len(parts) == 1:
             continue
         other = parts[1]
@@ -85,7 +91,9 @@ def test_imports_point_down(path: Path) -> None:
         assert _level(other) < _level(part), f"{path}: {part} may not import {other}: imports point down"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "drivefine_agent").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "drivefine_agent").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_no_unsafe_loading(path: Path) -> None:
     """No pickle, torch.load or eval outside the restricted reader; no blanket exception handlers."""
     tree = ast.parse(path.read_text())
@@ -98,8 +106,12 @@ def test_no_unsafe_loading(path: Path) -> None:
                 raise AssertionError(f"{path}:{node.lineno}: {call} runs code from a file")
             for keyword in node.keywords:
                 if keyword.arg == "strict" and isinstance(keyword.value, ast.Constant):
-                    assert keyword.value.value is not False or call != "load_state_dict", f"{path}:{node.lineno}: strict=False"
+                    assert keyword.value.value is not False or call != "load_state_dict", (
+                        f"{path}:{node.lineno}: strict=False"
+                    )
                 if keyword.arg == "allow_pickle" and isinstance(keyword.value, ast.Constant):
                     assert keyword.value.value is False, f"{path}:{node.lineno}: allow_pickle=True"
             if call == "torch.load":
-                assert any(k.arg == "weights_only" for k in node.keywords), f"{path}:{node.lineno}: torch.load without weights_only"
+                assert any(k.arg == "weights_only" for k in node.keywords), (
+                    f"{path}:{node.lineno}: torch.load without weights_only"
+                )
