@@ -69,8 +69,8 @@ def test_base_constructor_gets_what_each_navsim_version_takes(
         "navsim/common/dataclasses.py": "\n".join(
             f"class {name}: pass"
             for name in (
-                "AgentInput Annotations Camera Cameras EgoStatus Frame Lidar Scene SceneMetadata SensorConfig "
-                "Trajectory"
+                "AgentInput Annotations Camera Cameras EgoStatus Frame Lidar Scene SceneMetadata "
+                "SensorConfig Trajectory"
             ).split()
         ),
         "navsim/planning/training/abstract_feature_target_builder.py": "class AbstractFeatureBuilder: pass\n"
@@ -120,7 +120,7 @@ def test_sensor_config_names_the_sensors_of_a_frame() -> None:
 
 
 def test_scene_gives_local_poses() -> None:
-    """The ego drives north (heading 90 degrees) at 2 m per frame from (10, 20): locally straight ahead along x."""
+    """The ego drives north, heading 90 degrees, at 2 m per frame from (10, 20): locally straight ahead."""
     cameras = Cameras(*(Camera() for _ in range(8)))
     command = np.array([0, 1, 0, 0])
 
