@@ -2,8 +2,8 @@
 
     python tools/make_world.py output=dataset num_train_logs=70 num_test_logs=12 seed=0
 
-Every key of navsim_configs/make_world.yaml can be given as key=value. A second call with the same keys makes only what
-is missing; the result does not depend on the number of processes.
+Every key of navsim_configs/make_world.yaml can be given as key=value. A second call with the same keys
+makes only what is missing; the result does not depend on the number of processes.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""Draws what a camera sees of a world, with OpenCV: flat ground in painter's order, then everything that stands.
+"""Draws what a camera sees of a world: flat ground, then everything that stands.
 
-The ground's polygons are prepared once per world. For each picture they are projected together, clipped where they
-reach behind the camera, and filled; boxes, people, cones, lights, trees and buildings follow from far to near.
-Pictures are for learning as well as for looking at: road, markings, lights and obstacles keep strong contrast, and lamps
-are drawn larger than life, so that they survive a small input size.
+The ground's polygons are prepared once per world. For each picture they are projected together, clipped
+where they reach behind the camera, and filled; boxes, people, cones, lights, trees and buildings follow
+from far to near. Pictures are for learning as well as for looking at: road, markings, lights and obstacles
+keep strong contrast, and lamps are drawn larger than life, so that they survive a small input size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,10 +20,13 @@ from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from drivefine_agent.synthetic.lanes import FloatArray, box_corners, left_of, unit
 from drivefine_agent.synthetic.map_layers import stop_line_ring
 from drivefine_agent.synthetic.network import SHOULDER_M, WALKWAY_WIDTH_M, Junction
+from drivefine_agent.synthetic.scenery import Prop
 from drivefine_agent.synthetic.world import TrackState, World, WorldFrame
 
 Color = tuple[int, int, int]
 """RGB."""
+_Item = tuple[float, Callable[[NDArray[np.uint8]], None]]
+"""Distance, and the function that draws it."""
 
 FOCAL_PX = 1545.0
 PRINCIPAL_X_PX = 960.0
@@ -103,14 +108,14 @@ class Renderer:
             draw(image)
         return image
 
-    def standing(self, frame: WorldFrame, view: _View):  # type: ignore[no-untyped-def]
+    def standing(self, frame: WorldFrame, view: _View) -> list[_Item]:
         """(distance, function that draws it) of everything that stands and can be seen."""
-        items = []
+        items: list[_Item] = []
         for track in frame.tracks:
             depth = view.depth(track.x, track.y)
             if depth < -3.0 or depth > FAR_M or not view.is_near_axis(track.x, track.y, 6.0):
                 continue
-            items.append((depth, lambda image, t=track: _draw_track(image, view, t, self.palette)))
+            items.append((depth, partial(_draw_track, view=view, track=track, palette=self.palette)))
         for prop in [*self.world.scenery.buildings, *self.world.scenery.trees]:
             depth = view.depth(prop.x, prop.y)
             reach = 0.5 * (prop.length + prop.width)
@@ -118,13 +123,13 @@ class Renderer:
                 continue
             if prop.kind == "building":
                 items.append(
-                    (depth + 2.0, lambda image, p=prop: _draw_building(image, view, p, self.palette))
+                    (depth + 2.0, partial(_draw_building, view=view, prop=prop, palette=self.palette))
                 )
             elif depth > 1.5:
-                items.append((depth, lambda image, p=prop: _draw_tree(image, view, p, self.palette)))
+                items.append((depth, partial(_draw_tree, view=view, prop=prop, palette=self.palette)))
         for index, junction in enumerate(self.world.network.junctions):
             if np.hypot(*(junction.center - view.position[:2])) < 130.0:
-                items += _junction_items(view, junction, index, frame, self.palette)
+                items += _junction_items(view, junction, index, frame)
         return items
 
 
@@ -226,7 +231,7 @@ def _fixed(pixels: FloatArray) -> NDArray[np.int32]:
 
 
 def _clip_near(ring: FloatArray, near: float) -> FloatArray:
-    """(M, 3) part of a ring (N, 3) in camera coordinates that lies beyond the near plane (Sutherland-Hodgman)."""
+    """(M, 3) part of a ring (N, 3) of camera points beyond the near plane (Sutherland-Hodgman)."""
     following = np.roll(ring, -1, axis=0)
     inside, inside_next = ring[:, 2] >= near, following[:, 2] >= near
     step = np.where(inside != inside_next, following[:, 2] - ring[:, 2], 1.0)
@@ -366,7 +371,7 @@ def _zebra(start: FloatArray, end: FloatArray, width_m: float) -> list[FloatArra
     ]
 
 
-# -- what stands ---------------------------------------------------------------------------------------------------
+# -- what stands --------------------
 
 _CAR_COLORS: tuple[Color, ...] = (
     (226, 226, 228),
@@ -416,7 +421,7 @@ def _quad(image: NDArray[np.uint8], camera_ring: FloatArray, color: Color) -> No
 
 
 def _box_faces(corners: FloatArray, low: float, high: float) -> list[tuple[FloatArray, int]]:
-    """Side faces (4, 3) of an upright box with their number (0 left, 1 rear, 2 right, 3 front), then the top (4)."""
+    """Faces (4, 3) of an upright box with their number: 0 left, 1 rear, 2 right, 3 front, 4 top."""
     bottom = np.column_stack([corners, np.full(4, low)])
     top = np.column_stack([corners, np.full(4, high)])
     faces = []
@@ -563,8 +568,8 @@ def _disc(
     u, v = view.pixel(x, y, z)
     size = radius * view.scale(x, y)
     if abs(u) < 6000 and abs(v) < 6000 and size < 4000:
-        center = (int(round(u * 16)), int(round(v * 16)))
-        cv2.circle(image, center, max(8, int(round(size * 16))), color, -1, cv2.LINE_AA, _SHIFT)
+        center = (round(u * 16), round(v * 16))
+        cv2.circle(image, center, max(8, round(size * 16)), color, -1, cv2.LINE_AA, _SHIFT)
 
 
 def _draw_person(
@@ -600,7 +605,7 @@ def _draw_cone(image: NDArray[np.uint8], view: _View, track: TrackState) -> None
     cv2.fillPoly(image, [_fixed(np.clip(ring, -_LIMIT_PX, _LIMIT_PX))], (248, 248, 244), cv2.LINE_AA, _SHIFT)
 
 
-def _draw_building(image: NDArray[np.uint8], view: _View, prop, palette: _Palette) -> None:  # type: ignore[no-untyped-def]
+def _draw_building(image: NDArray[np.uint8], view: _View, prop: Prop, palette: _Palette) -> None:
     """A block with rows of windows."""
     depth = max(view.depth(prop.x, prop.y), 0.0)
     color = palette.haze(_shade(_WALLS[int(prop.tone * len(_WALLS))], palette.light), depth)
@@ -610,17 +615,16 @@ def _draw_building(image: NDArray[np.uint8], view: _View, prop, palette: _Palett
     window = palette.haze((70, 84, 104), depth)
     for floor in np.arange(1.2, prop.height - 1.6, 3.2):
         inset = center + 1.002 * (corners - center)
-        for ring, face in _box_faces(inset, floor, floor + 1.4)[:4]:
+        for ring, _ in _box_faces(inset, floor, floor + 1.4)[:4]:
             edge = ring[1, :2] - ring[0, :2]
             if (view.position[:2] - ring[:, :2].mean(axis=0)) @ np.array([edge[1], -edge[0]]) <= 0.0:
                 continue
             margin = 0.06 * (ring[1] - ring[0])
             inner = np.array([ring[0] + margin, ring[1] - margin, ring[2] - margin, ring[3] + margin])
             _quad(image, view.camera_points(inner), window)
-            del face
 
 
-def _draw_tree(image: NDArray[np.uint8], view: _View, prop, palette: _Palette) -> None:  # type: ignore[no-untyped-def]
+def _draw_tree(image: NDArray[np.uint8], view: _View, prop: Prop, palette: _Palette) -> None:
     """A trunk and a crown."""
     depth = view.depth(prop.x, prop.y)
     green = palette.haze(_shade((52, 104, 44), palette.light * (0.8 + 0.5 * prop.tone)), depth)
@@ -629,11 +633,11 @@ def _draw_tree(image: NDArray[np.uint8], view: _View, prop, palette: _Palette) -
     _disc(image, view, prop.x, prop.y, 0.74 * prop.height, 0.34 * prop.length, _shade(green, 1.15))
 
 
-def _junction_items(view: _View, junction: Junction, index: int, frame: WorldFrame, palette: _Palette):  # type: ignore[no-untyped-def]
+def _junction_items(view: _View, junction: Junction, index: int, frame: WorldFrame) -> list[_Item]:
     """Lights and stop signs of a junction."""
-    items = []
+    items: list[_Item] = []
 
-    def add(place: FloatArray, draw) -> None:  # type: ignore[no-untyped-def]
+    def add(place: FloatArray, draw: Callable[[NDArray[np.uint8]], None]) -> None:
         depth = view.depth(place[0], place[1])
         if 2.0 < depth < FAR_M and view.is_near_axis(place[0], place[1], 4.0):
             items.append((depth, draw))
@@ -652,18 +656,34 @@ def _junction_items(view: _View, junction: Junction, index: int, frame: WorldFra
             far_right = far + (0.5 * arm.num_in * arm.lane_width_m + 1.5) * left_of(arm.heading)
             add(
                 far,
-                lambda image, p=far, q=far_right, s=light, f=facing: _draw_light(
-                    image, view, p, q, 5.6, s, f
+                partial(
+                    _draw_light,
+                    view=view,
+                    place=far,
+                    post=far_right,
+                    height=5.8,
+                    state=light,
+                    facing=facing,
+                    size=1.35,
                 ),
             )
             add(
                 near_right,
-                lambda image, p=near_right, s=light, f=facing: _draw_light(image, view, p, p, 3.4, s, f),
+                partial(
+                    _draw_light,
+                    view=view,
+                    place=near_right,
+                    post=near_right,
+                    height=3.4,
+                    state=light,
+                    facing=facing,
+                    size=1.0,
+                ),
             )
         elif arm_index in junction.stop_arms:
-            add(near_right, lambda image, p=near_right, f=facing: _draw_stop_sign(image, view, p, f))
+            add(near_right, partial(_draw_stop_sign, view=view, place=near_right, facing=facing))
         elif arm_index in junction.yield_arms:
-            add(near_right, lambda image, p=near_right, f=facing: _draw_yield_sign(image, view, p, f))
+            add(near_right, partial(_draw_yield_sign, view=view, place=near_right, facing=facing))
     return items
 
 
@@ -675,12 +695,16 @@ def _draw_light(
     height: float,
     state: str,
     facing: FloatArray,
+    size: float,
 ) -> None:
     """A signal head on its post; lamps only where it faces the camera."""
     x, y = float(place[0]), float(place[1])
-    _board(image, view, float(post[0]), float(post[1]), 0.1, 0.0, height + 0.9, (92, 94, 98))
+    _board(image, view, float(post[0]), float(post[1]), 0.1, 0.0, height + 1.1 * size, (92, 94, 98))
     if post is not place:
-        start, end = view.pixel(float(post[0]), float(post[1]), height + 0.8), view.pixel(x, y, height + 0.8)
+        start, end = (
+            view.pixel(float(post[0]), float(post[1]), height + size),
+            view.pixel(x, y, height + size),
+        )
         if max(map(abs, (*start, *end))) < 8000:
             thickness = max(1, int(0.16 * view.scale(x, y)))
             points = [tuple(int(v) for v in p) for p in (start, end)]
@@ -689,11 +713,18 @@ def _draw_light(
         np.hypot(*(view.position[:2] - place))
     )
     _board(
-        image, view, x, y, 0.62, height - 1.45, height + 1.45, (226, 190, 60) if is_facing else (40, 40, 42)
+        image,
+        view,
+        x,
+        y,
+        0.62 * size,
+        height - 1.45 * size,
+        height + 1.45 * size,
+        (226, 190, 60) if is_facing else (40, 40, 42),
     )
     if not is_facing:
         return
-    _board(image, view, x, y, 0.52, height - 1.35, height + 1.35, (22, 22, 24))
+    _board(image, view, x, y, 0.52 * size, height - 1.35 * size, height + 1.35 * size, (22, 22, 24))
     for position, name in enumerate(("red", "yellow", "green")):
         is_on = name == state
         _disc(
@@ -701,8 +732,8 @@ def _draw_light(
             view,
             x,
             y,
-            height + 0.86 - 0.86 * position,
-            0.44 if is_on else 0.32,
+            height + 0.86 * size * (1 - position),
+            size * (0.44 if is_on else 0.32),
             _LAMPS[name][0 if is_on else 1],
         )
 

@@ -1,8 +1,8 @@
 """Writes a synthetic dataset in NAVSIM's formats: logs, maps, camera images and splits.
 
-One log is one drive in its own neighbourhood. Everything follows from the seed of the configuration and the number of the
-log, so the bytes do not depend on how many processes work or in which order they finish. A finished log leaves a
-stamp; a second run with the same configuration makes only what is missing.
+One log is one drive in its own neighbourhood. Everything follows from the seed of the configuration and the
+number of the log, so the bytes do not depend on how many processes work or in which order they finish. A
+finished log leaves a stamp; a second run with the same configuration makes only what is missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from drivefine_agent.constants import (
 )
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.data.log_writer import write_log
-from drivefine_agent.data.map_writer import map_path, write_map, write_maps_index
+from drivefine_agent.data.map_writer import MapLayers, map_path, write_map, write_maps_index
 from drivefine_agent.data.scenes import SceneFilter
 from drivefine_agent.data.sensors import write_image
 from drivefine_agent.data.split_writer import write_split
@@ -171,7 +171,7 @@ def make_world(config: WorldConfig, show_progress: bool = True) -> WorldSummary:
     ):
         pass
     _write_maps(root, config, plans, show_progress)
-    num_scenes = {}
+    num_scenes: dict[str, int] = {}
     for split in SPLIT_NAMES:
         logs = [plan for plan in plans if plan.split == split]
         tokens = tuple(token for plan in logs for token in _read_stamp(root, plan))
@@ -183,7 +183,7 @@ def make_world(config: WorldConfig, show_progress: bool = True) -> WorldSummary:
         data_split = "test" if split == "test" else "trainval"
         write_split(root / "splits", Split(f"world_{split}", data_split, scene_filter))
         num_scenes[split] = len(tokens)
-    return WorldSummary(root, {s: config.num_logs(s) for s in SPLIT_NAMES}, num_scenes, len(todo))
+    return WorldSummary(root, {str(s): config.num_logs(s) for s in SPLIT_NAMES}, num_scenes, len(todo))
 
 
 def plan_logs(config: WorldConfig) -> list[LogPlan]:
@@ -300,7 +300,7 @@ def _make_log(config: WorldConfig, plan: LogPlan) -> str:
     return plan.name
 
 
-def _layers(config: WorldConfig, plan: LogPlan):  # type: ignore[no-untyped-def]
+def _layers(config: WorldConfig, plan: LogPlan) -> MapLayers:
     """Map layers of one log's neighbourhood."""
     network, scenery = build_neighbourhood(plan.seed, config.log_duration_s)
     return neighbourhood_layers(network, scenery, plan.place, plan.origin)
@@ -356,7 +356,7 @@ def _claim(root: Path, config: WorldConfig) -> None:
         if found != content:
             changed = sorted(k for k in {*found, *content} if found.get(k) != content.get(k))
             raise DataError(
-                f"a folder holds the world of one configuration, {root} has another one (different: {changed}): "
+                f"a folder holds the world of one configuration, {root} has another (different: {changed}): "
                 f"remove the folder or choose another output"
             )
         return

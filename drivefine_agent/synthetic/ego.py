@@ -1,9 +1,9 @@
-"""The demonstrated drive: a lane plan along the route, a smooth path through it, and speed by what is ahead.
+"""The demonstrated drive: a lane plan, a smooth path through it, and speed by what is ahead.
 
-The expert drives as a careful person does: it follows at a time gap, slows for curves, stops at red and at stop lines,
-gives way to pedestrians, changes lanes when the target lane has a gap, and moves around obstacles. It is not perfect:
-its line wanders by a few centimetres and its speed by a few per cent. The rear axle runs along the path, so poses,
-speeds and yaw rates are those of a kinematic bicycle.
+The expert drives as a careful person does: it follows at a time gap, slows for curves, stops at red and at
+stop lines, gives way to pedestrians, changes lanes when the target lane has a gap, and moves around
+obstacles. It is not perfect: its line wanders by a few centimetres and its speed by a few per cent. The
+rear axle runs along the path, so poses, speeds and yaw rates are those of a kinematic bicycle.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from drivefine_agent.synthetic.traffic import (
 
 PATH_STEP_M = 0.5
 OVERHANG_SHIFT_M2 = 4.1
-"""In a curve of curvature k the rear axle keeps k times this inside, so both flanks have equal room: front^2 / 4."""
+"""In a curve of curvature k the rear axle keeps k times this inside: equal room on both flanks (front^2 / 4)."""
 COMMAND_DISTANCE_M = 20.0
 COMMAND_OFFSET_M = 2.0
 """NAVSIM's driving command looks this far ahead and calls this lateral offset a turn (OpenScene)."""
@@ -181,7 +181,7 @@ class Expert:
         )
         self.place()
 
-    # -- path ------------------------------------------------------------------------------------------------------
+    # -- path --------------------
 
     def _center_line(self) -> Path:
         """Centre of the planned lanes, without lane changes and obstacles: what driving commands refer to."""
@@ -243,7 +243,7 @@ class Expert:
         self.allowed_speed = curve_speed(self.path, 30.0)
         self.allowed_speed = np.minimum(self.allowed_speed, _approach(limit, self.path.s))
 
-    # -- where ------------------------------------------------------------------------------------------------------
+    # -- where --------------------
 
     def piece_index(self) -> int:
         """Index of the piece that the front half of the ego is on."""
@@ -308,7 +308,7 @@ class Expert:
         lateral = -(x1 - x0) * np.sin(heading) + (y1 - y0) * np.cos(heading)
         return 0 if lateral >= COMMAND_OFFSET_M else 2 if lateral <= -COMMAND_OFFSET_M else 1
 
-    # -- speed ------------------------------------------------------------------------------------------------------
+    # -- speed --------------------
 
     def decide(self, traffic: Traffic) -> float:
         """Acceleration for the next step [m/s^2], within comfortable jerk unless something is close."""
@@ -364,7 +364,7 @@ class Expert:
         near = (
             np.flatnonzero(((self.prop_corners[:, 0] - [x, y]) ** 2).sum(-1) < 50.0**2)
             if len(self.props)
-            else []
+            else np.zeros(0, dtype=np.int64)
         )
         if len(near):
             boxes.append(self.prop_corners[near])

@@ -1,10 +1,10 @@
-"""How roads are joined: which lane leads where, the connectors' curves, the paved polygon, lights and crosswalks."""
+"""How roads are joined: lanes to lanes, curves, the paved polygon, lights and crosswalks."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from drivefine_agent.synthetic.lanes import FloatArray, connect, unit, wrap
+from drivefine_agent.synthetic.lanes import FloatArray, connect, wrap
 from drivefine_agent.synthetic.network import (
     SHOULDER_M,
     Arm,
@@ -35,7 +35,7 @@ def mouth_distances(
       rights: the same to the right [m].
       room_m: extra room for crosswalks [m].
     """
-    order = np.argsort([wrap(h) for h in headings])
+    order = np.argsort([float(wrap(h)) for h in headings])
     distances = [8.0] * len(headings)
     for i, arm in enumerate(order):
         neighbour = order[
@@ -256,22 +256,3 @@ def add_crosswalks(network: Network, junction_index: int, arm_indices: list[int]
                 arm_index,
             )
         )
-
-
-def arm_of_road_end(
-    road_index: int, position: FloatArray, heading: float, num_forward: int, num_backward: int, width: float
-) -> Arm:
-    """Arm where a road's reference line ends with `heading`."""
-    return Arm(road_index, True, position, heading + np.pi, num_forward, num_backward, width)
-
-
-def arm_of_road_start(
-    road_index: int, position: FloatArray, heading: float, num_forward: int, num_backward: int, width: float
-) -> Arm:
-    """Arm where a road's reference line starts with `heading`."""
-    return Arm(road_index, False, position, heading, num_backward, num_forward, width)
-
-
-def center_of(position: FloatArray, heading: float, distance_m: float) -> FloatArray:
-    """(2,) centre of a junction reached from `position` with `heading` after `distance_m`."""
-    return position + distance_m * unit(heading)

@@ -1,13 +1,15 @@
-"""Draws a neighbourhood's road network from a seed: a winding route with side roads, never crossing itself.
+"""Draws a neighbourhood's road network: a winding route with side roads that never crosses itself.
 
-The route is grown piece by piece: a road with a random cross-section and curvature profile, then a junction (turned or
-crossed) or a joint (lanes end, merge or begin), then the next road. A piece that comes too near to what exists is
-drawn again; a layout that gets stuck is given up and the next one begun, all from the same generator.
+The route is grown piece by piece: a road with a random cross-section and curvature profile, then a junction
+(turned or crossed) or a joint (lanes end, merge or begin), then the next road. A piece that comes too near
+to what exists is drawn again; a layout that gets stuck is given up and the next one begun, all from the
+same generator.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import shapely
@@ -28,11 +30,21 @@ from drivefine_agent.synthetic.network import (
 )
 
 MAX_HEADING_DEVIATION_RAD = np.radians(125.0)
-"""The route's reference line never turns further than this from its first direction, so it seldom meets itself."""
+"""The route never turns further than this from its first direction, so it seldom meets itself."""
 CLEARANCE_M = 7.0
 """Free ground between the borders of roads that are not neighbours."""
 LATERAL_ACCELERATION_MPS2 = 1.75
 """Speed limits follow from curvature by this bound (times 1.1 in speed)."""
+
+
+@dataclass
+class _PlannedJunction:
+    """A junction that is built once all its roads exist."""
+
+    kind: JunctionKind
+    arms: list[Arm]
+    center: FloatArray
+    crosswalk_arms: list[int]
 
 
 class LayoutStuckError(Exception):
@@ -40,7 +52,7 @@ class LayoutStuckError(Exception):
 
 
 def draw_network(rng: np.random.Generator, route_length_m: float) -> Network:
-    """A road network whose route is at least `route_length_m` long, in local coordinates (route starts at 0, 0)."""
+    """A road network whose route is at least `route_length_m` long and starts at the local origin."""
     while True:
         try:
             return _Layout(rng).grow(route_length_m)
@@ -81,7 +93,7 @@ def draw_curvature(rng: np.random.Generator, length_m: float, num_lanes: int) ->
     pieces = {"straight": 0, "arc": 1, "s_curve": 2, "winding": int(rng.integers(3, 5))}[kind]
     inner = np.linspace(8, count - 8, pieces + 1).astype(int)
     sign = rng.choice([-1.0, 1.0])
-    for first, last in zip(inner[:-1], inner[1:], strict=True):
+    for first, last in pairwise(inner):
         radius = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
         bend = min(last - first, radius * float(rng.uniform(0.6, 1.3)))  # at most about 75 degrees a piece
         middle = 0.5 * (first + last)
@@ -107,6 +119,7 @@ class _Layout:
         self.network = Network()
         self.occupied: list[shapely.Polygon] = []
         self.heading = float(rng.uniform(-np.pi, np.pi))
+        self.planned: _PlannedJunction | None = None
 
     def grow(self, route_length_m: float) -> Network:
         """Adds pieces until the route is long enough."""
@@ -129,7 +142,7 @@ class _Layout:
     def draw_route_road(
         self, position: FloatArray, heading: float, spec: RoadSpec, neighbours: list[shapely.Polygon]
     ) -> tuple[Path, RoadSpec]:
-        """A road from a pose that keeps clear of everything but its neighbours, with room for what follows."""
+        """A road from a pose, clear of everything but its neighbours, with room for what follows."""
         lanes = max(spec.num_forward, spec.num_backward)
         for _ in range(14):
             length = float(self.rng.uniform(50.0, 125.0)) * (1.0 + 0.15 * (lanes - 1))
@@ -182,7 +195,7 @@ class _Layout:
         polygon = shapely.Polygon(jn.pave(arms)).buffer(CLEARANCE_M)
         if not self.is_free(polygon, [ground]):
             raise LayoutStuckError
-        self.pending = ("joint", arms, 0.5 * (end + start), polygon)
+        self.planned = _PlannedJunction("joint", arms, 0.5 * (end + start), [])
         self.occupied.append(polygon)
         return start, heading, following, [polygon], length
 
@@ -255,10 +268,10 @@ class _Layout:
             grounds.append(self.ground(*side))
         for reference, spec in sides:
             self.add_road(reference, spec)
-        self.pending = (kind, arms, center, polygon)
-        self.pending_crosswalks = [
+        crosswalk_arms = [
             i for i in range(len(arms)) if has_crosswalks and (kind == "signal" or rng.random() < 0.7)
         ]
+        self.planned = _PlannedJunction(kind, arms, center, crosswalk_arms)
         self.occupied += [polygon, *grounds]
         crossed = distances[0] + distances[1]
         return starts[0], headings[1], specs[0], [polygon, *grounds], crossed
@@ -331,20 +344,17 @@ class _Layout:
             sides.append(tuple(lanes))
         network.roads.append(Road(spec, reference, sides[0], sides[1]))
         self.occupied.append(self.ground(reference, spec))
-        self.join_pending(index)
+        self.join_planned(index)
         return index
 
-    def join_pending(self, road_index: int) -> None:
+    def join_planned(self, road_index: int) -> None:
         """Builds the junction that was planned before this road, once all its roads exist."""
-        pending = getattr(self, "pending", None)
-        if pending is None or max(arm.road for arm in pending[1]) != road_index:
+        planned = self.planned
+        if planned is None or max(arm.road for arm in planned.arms) != road_index:
             return
-        kind, arms, center, _ = pending
-        jn.join(self.network, kind, arms, center, self.rng)
-        jn.add_crosswalks(
-            self.network, len(self.network.junctions) - 1, getattr(self, "pending_crosswalks", [])
-        )
-        self.pending, self.pending_crosswalks = None, []
+        jn.join(self.network, planned.kind, planned.arms, planned.center, self.rng)
+        jn.add_crosswalks(self.network, len(self.network.junctions) - 1, planned.crosswalk_arms)
+        self.planned = None
 
     def end_arm(self, road_index: int) -> Arm:
         """The mouth where a road ends."""
@@ -367,16 +377,8 @@ class _Layout:
 
     def is_free(self, ground: shapely.Polygon, neighbours: list[shapely.Polygon]) -> bool:
         """Whether ground meets nothing but its neighbours."""
-        known = {id(n) for n in neighbours}
-        if any(
-            id(other) not in known and other.intersects(ground)
-            for other in self.occupied
-            if not self.same(other, neighbours)
-        ):
-            return False
+        for other in self.occupied:
+            is_neighbour = any(other is n or other.equals_exact(n, 1e-9) for n in neighbours)
+            if not is_neighbour and other.intersects(ground):
+                return False
         return True
-
-    @staticmethod
-    def same(ground: shapely.Polygon, neighbours: list[shapely.Polygon]) -> bool:
-        """Whether ground is one of the neighbours, by shape."""
-        return any(ground.equals_exact(n, 1e-9) for n in neighbours)

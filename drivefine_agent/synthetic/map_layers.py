@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import shapely
 
@@ -22,7 +24,14 @@ from drivefine_agent.synthetic.scenery import Scenery
 OVERLAP_M = 0.05
 """Neighbouring surfaces overlap by this much, so that no sliver between them is undrivable."""
 IDS_PER_NEIGHBOURHOOD = 10_000
+FIRST_STOP_LINE_ID, FIRST_WALKWAY_ID = 8000, 9000
+"""Local ids of stop lines with their lights, and of walkways; those of roads and scenery lie below."""
 STOP_LINE_DEPTH_M = 1.2
+Numbering = Callable[[int], int]
+"""Local id to map id."""
+PolygonMaker = Callable[..., shapely.Polygon]
+"""Local ring (and growth [m]) to a polygon in the city."""
+
 _TURN_TYPES = {"straight": 0, "left": 1, "right": 2}
 
 
@@ -140,15 +149,17 @@ def _borders(segment: Segment, origin: FloatArray) -> tuple[FloatArray, FloatArr
 
 
 def _block_ring(network: Network, lanes: tuple[int, ...]) -> FloatArray:
-    """(N, 2) ring of a roadblock: lanes and shoulder, and a few centimetres beyond the line between the directions."""
+    """(N, 2) ring of a roadblock: lanes, shoulder, and a few centimetres of the other direction."""
     first, last = network.segments[lanes[0]], network.segments[lanes[-1]]
     left = first.path.offset(first.half_width + OVERLAP_M).xy
     right = last.path.offset(-last.half_width - SHOULDER_M).xy
     return np.vstack([right, left[::-1]])
 
 
-def _stop_lines(network, number, polygon, origin):  # type: ignore[no-untyped-def]
-    """Stop polygons at the ends of lanes that have to stop, light points, and the line of each (junction, arm)."""
+def _stop_lines(
+    network: Network, number: Numbering, polygon: PolygonMaker, origin: FloatArray
+) -> tuple[list[StopLine], list[TrafficLight], dict[tuple[int, int], int]]:
+    """Stop polygons at the ends of lanes, light points, and the stop polygon of each (junction, arm)."""
     lines: list[StopLine] = []
     lights: list[TrafficLight] = []
     of_arm: dict[tuple[int, int], int] = {}
@@ -158,8 +169,7 @@ def _stop_lines(network, number, polygon, origin):  # type: ignore[no-untyped-de
             must_stop, gives_way = arm_index in junction.stop_arms, arm_index in junction.yield_arms
             if arm.num_in == 0 or not (is_signal or must_stop or gives_way):
                 continue
-            # Stop lines and lights take ids above those of roads and scenery: 4 per arm from 8000 on.
-            base = 8000 + 20 * junction_index + 2 * arm_index
+            base = FIRST_STOP_LINE_ID + 20 * junction_index + 2 * arm_index
             members = tuple(number(i) for i in junction.connectors if network.segments[i].arm == arm_index)
             sources = tuple(
                 sorted(
@@ -194,7 +204,7 @@ def stop_line_ring(arm: Arm, depth_m: float) -> FloatArray:
     return np.array([left, right, right + out, left + out])
 
 
-def _walkways(network, number, polygon):  # type: ignore[no-untyped-def]
+def _walkways(network: Network, number: Numbering, polygon: PolygonMaker) -> list[Area]:
     """Walkways beside the roads."""
     areas = []
     for index, road in enumerate(network.roads):
@@ -202,5 +212,5 @@ def _walkways(network, number, polygon):  # type: ignore[no-untyped-def]
             if has:
                 kerb = road.spec.kerb_m(side)
                 ring = road.band(side * kerb, side * (kerb + WALKWAY_WIDTH_M))
-                areas.append(Area(number(9000 + 2 * index + offset), polygon(ring)))
+                areas.append(Area(number(FIRST_WALKWAY_ID + 2 * index + offset), polygon(ring)))
     return areas

@@ -1,9 +1,10 @@
 """What a road network is: roads, lanes, connectors, junctions and crossings, with nuPlan's topology.
 
-A *road* carries lanes of both directions beside one reference line. Its forward lanes form one lane group (roadblock),
-its backward lanes another. Roads end at *junctions*, where lane connectors, gathered into lane-group connectors, lead
-from incoming to outgoing lanes inside one intersection polygon. A junction may be a crossing with lights or stop
-lines, or a mere *joint* where lanes end, merge or begin. Traffic keeps to the right.
+A *road* carries lanes of both directions beside one reference line. Its forward lanes form one lane group
+(roadblock), its backward lanes another. Roads end at *junctions*, where lane connectors, gathered into
+lane-group connectors, lead from incoming to outgoing lanes inside one intersection polygon. A junction may
+be a crossing with lights or stop lines, or a mere *joint* where lanes end, merge or begin. Traffic keeps to
+the right.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network prepared for driving: driving lines with speeds, conflicts, merges and crossing points, looked up by id."""
+"""A network prepared for driving: lines with speeds, conflicts, merges, crossing points."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Line:
 
 
 def curve_speed(path: Path, limit_mps: float) -> FloatArray:
-    """(N,) speed allowed at each vertex by the limit, the curvature there, and a gentle approach to later curves."""
+    """(N,) speed allowed at each vertex by limit and curvature, with a gentle approach to later curves."""
     curvature = np.abs(gaussian_smooth(path.curvature, 1.5))
     speed = np.minimum(limit_mps, np.sqrt(LATERAL_ACCELERATION_MPS2 / np.maximum(curvature, 1e-4)))
     speed = np.maximum(speed, 2.5)

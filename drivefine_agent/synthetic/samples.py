@@ -1,8 +1,9 @@
 """Which moments of a drive become samples: mostly those that the past motion does not already explain.
 
-NAVSIM leaves out scenes that a constant-velocity trajectory solves, since a benchmark of straight cruising measures
-little. A synthetic drive is thinned in the same spirit, by geometry alone: where continuing the present motion ends
-close to the driver's own position four seconds later, only a share of the samples is kept.
+NAVSIM leaves out scenes that a constant-velocity trajectory solves, since a benchmark of straight cruising
+measures little. A synthetic drive is thinned in the same spirit, by geometry alone: where continuing the
+present motion ends close to the driver's own position four seconds later, only a share of the samples is
+kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def candidate_indices(num_frames: int, frame_interval: int) -> list[int]:
 
 
 def continued_positions(frame: WorldFrame, previous: WorldFrame) -> FloatArray:
-    """(2, 2) where the ego would be after 4 s: straight at constant speed, and with its turn rate and acceleration.
+    """(2, 2) where the ego would be after 4 s: straight at constant speed, and turning and accelerating on.
 
     Local coordinates of the world. The acceleration fades with `FADING_S`, the speed never becomes negative.
     """
@@ -46,7 +47,7 @@ def continued_positions(frame: WorldFrame, previous: WorldFrame) -> FloatArray:
 
 
 def surprise_m(frames: Sequence[WorldFrame], index: int) -> float:
-    """Distance after 4 s between the driver and the better of the two continuations of the present motion [m]."""
+    """Distance after 4 s between the driver and the better continuation of the present motion [m]."""
     guesses = continued_positions(frames[index], frames[index - 1])
     actual = frames[index + NUM_POSES].ego_pose[:2]
     return float(np.hypot(*(guesses - actual).T).min())

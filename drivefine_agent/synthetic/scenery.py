@@ -1,7 +1,7 @@
-"""What stands in a neighbourhood: parked cars, work zones and other obstacles, car parks, buildings, trees.
+"""What stands in a neighbourhood: parked cars, work zones, car parks, buildings, trees.
 
-Obstacles that reach into a lane bend the line that vehicles follow there (`LineShift`): a nudge inside the lane for a
-protruding parked car, a whole lane width where a lane is closed.
+Obstacles that reach into a lane bend the line that vehicles follow there (`LineShift`): a nudge inside the
+lane for a protruding parked car, a whole lane width where a lane is closed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Prop:
 
 @dataclass(frozen=True)
 class LineShift:
-    """Vehicles on a lane keep `shift_m` to the left of its centre from `start_m` to `end_m` (plus transitions)."""
+    """Vehicles on a lane keep `shift_m` left of its centre from `start_m` to `end_m`, plus transitions."""
 
     lane: int
     start_m: float
@@ -123,7 +123,7 @@ def _pose_beside(road: Road, s: float, lateral_m: float, side: int) -> tuple[flo
 
 
 def _is_straight(road: Road, s: float, side: int, ahead_m: float, behind_m: float) -> bool:
-    """Whether a road is nearly straight before and beside a place, seen in the driving direction of a side."""
+    """Whether a road is nearly straight around a place, seen in the driving direction of a side."""
     before, after = (behind_m, ahead_m) if side < 0 else (ahead_m, behind_m)
     near = (road.reference.s > s - before) & (road.reference.s < s + after)
     return bool(np.abs(road.reference.curvature[near]).max(initial=0.0) < MAX_CURVATURE_AT_OBSTACLES)
@@ -137,7 +137,7 @@ def _outer_lane(network: Network, road: Road, side: int) -> Segment:
 def _nudge(
     lane: Segment, road: Road, s: float, half_length_m: float, intrusion_m: float, side: int
 ) -> LineShift | None:
-    """The shift that passes something reaching `intrusion_m` into a lane from its right edge at road arc length s."""
+    """The shift that passes something `intrusion_m` inside a lane's right edge at road arc length s."""
     width = 2.0 * float(lane.half_width[0])
     shift = intrusion_m + SIDE_CLEARANCE_M + 0.5 * EGO_WIDTH_M - 0.5 * width
     if shift <= 0.02:
@@ -181,7 +181,7 @@ def park_at_kerb(network: Network, scenery: Scenery, road: Road, side: int, rng:
 
 
 def add_obstacle(network: Network, scenery: Scenery, road_index: int, rng: np.random.Generator) -> None:
-    """Maybe puts an obstacle in the way of the route: a lane closure, a work zone or a stopped car at the edge."""
+    """Maybe puts an obstacle in the way: a lane closure, a work zone or a stopped car at the edge."""
     road = network.roads[road_index]
     length = road.reference.length
     if length < 60.0 or rng.random() > 0.9:

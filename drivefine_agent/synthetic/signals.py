@@ -1,4 +1,4 @@
-"""Traffic lights: phases with green, yellow and all-red, and the requests by which a drive meets red or green."""
+"""Traffic lights: green, yellow and all-red, and requests by which a drive meets red or green."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Signal:
         return "red" if self.stage == "all_red" else self.stage
 
     def ask(self, phase: int) -> None:
-        """Goes to a phase as soon as yellow and all-red allow, and holds it; holds it if it is green already."""
+        """Goes to a phase as soon as yellow and all-red allow, and holds it."""
         self.is_held = True
         if self.phase == phase and self.stage == "green":
             self.following = None

@@ -1,8 +1,8 @@
-"""The other road users and how they move: vehicles and bicycles on lanes, pedestrians on walkways and crossings.
+"""The other road users: vehicles and bicycles on lanes, pedestrians on walkways and crossings.
 
-Vehicles follow their driving lines by the intelligent driver model (Treiber et al. 2000), stop at red and at stop
-lines, enter a junction only after it has been granted to them free of conflicts, give way at crossings, and see the
-ego as one of them. The world is stepped at 10 Hz.
+Vehicles follow their driving lines by the intelligent driver model (Treiber et al. 2000), stop at red and
+at stop lines, enter a junction only after it has been granted to them free of conflicts, give way at
+crossings, and see the ego as one of them. The world is stepped at 10 Hz.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Pedestrian:
     along_m: float = 0.0
     """On a crossing: distance from its start."""
     is_walking: bool = True
+    is_paused: bool = False
+    """Stands on a crossing because a vehicle is in the way."""
     wait_s: float = 0.0
     x: float = 0.0
     y: float = 0.0
@@ -123,7 +125,7 @@ class Traffic:
         self.grants: dict[int, dict[Vehicle, int]] = {}
         """Junction -> vehicle -> connector."""
 
-    # -- population ------------------------------------------------------------------------------------------------
+    # -- population --------------------
 
     def populate(self) -> None:
         """Fills the surroundings of the ego before the drive begins."""
@@ -156,7 +158,7 @@ class Traffic:
 
     def try_spawn(self, lane: Segment, s: float, nearest_m: float, farthest_m: float) -> None:
         """Puts a vehicle on a lane if the place is free and at the right distance from the ego."""
-        x, y, heading = self.roadmap.lines[lane.id].path.at(s)
+        x, y, _ = self.roadmap.lines[lane.id].path.at(s)
         distance = float(np.hypot(x - self.ego.x, y - self.ego.y))
         if not nearest_m <= distance <= farthest_m:
             return
@@ -232,7 +234,7 @@ class Traffic:
                     lane, float(self.rng.uniform(3.0, lane.path.length - 5.0)), 85.0, POPULATION_RADIUS_M
                 )
 
-    # -- one step --------------------------------------------------------------------------------------------------
+    # -- one step --------------------
 
     def advance(self, ego_acceleration: float) -> None:
         """One step of DT_S for everybody but the ego's pose, which its driver sets."""
@@ -353,7 +355,7 @@ class Traffic:
         return nearest
 
     def is_crossed(self, crossing: int, along_m: float) -> bool:
-        """Whether a pedestrian on a crossing is, or will soon be, in front of a vehicle that crosses at `along_m`."""
+        """Whether a pedestrian is, or will soon be, in front of a vehicle that crosses at `along_m`."""
         for person in self.pedestrians:
             if person.crossing == crossing and person.is_walking:
                 relative = (person.along_m - along_m) * person.direction
@@ -361,7 +363,7 @@ class Traffic:
                     return True
         return False
 
-    # -- junctions -------------------------------------------------------------------------------------------------
+    # -- junctions --------------------
 
     def may_enter(self, vehicle: Vehicle, connector: Segment, distance_m: float, may_ask: bool) -> bool:
         """Whether a vehicle may pass the line of a junction; asks for the junction when it is near."""
@@ -449,7 +451,7 @@ class Traffic:
                     del grants[vehicle]
                     vehicle.granted.discard(connector)
 
-    # -- vehicles --------------------------------------------------------------------------------------------------
+    # -- vehicles --------------------
 
     def decide(self, vehicle: Vehicle) -> float:
         """Acceleration of a vehicle [m/s^2]."""
@@ -509,7 +511,7 @@ class Traffic:
         vehicle.y = y + vehicle.lateral_m * np.cos(heading)
         vehicle.heading = heading
 
-    # -- pedestrians -----------------------------------------------------------------------------------------------
+    # -- pedestrians --------------------
 
     def walk(self) -> None:
         """One step of all pedestrians."""
@@ -537,7 +539,8 @@ class Traffic:
 
     def cross(self, person: Pedestrian) -> None:
         """Walks over a crossing and waits on the other side."""
-        if self.is_blocked(person):
+        person.is_paused = self.is_blocked(person)
+        if person.is_paused:
             return
         length = self.network.crossings[person.crossing].length_m
         person.along_m += person.direction * person.speed * DT_S
@@ -576,7 +579,7 @@ class Traffic:
         return True
 
     def distance_to_crossing(self, vehicle: Vehicle, crossing: int) -> float | None:
-        """Distance from a vehicle's front to a crossing on its route (negative while it is on it), or None."""
+        """Distance from a vehicle's front to a crossing on its route, or None; negative while on it."""
         offset = -vehicle.s - 0.5 * vehicle.length
         for segment in vehicle.route[:4]:
             for point in self.roadmap.crossing_points.get(segment, ()):
@@ -602,7 +605,7 @@ class Traffic:
             lateral = person.side * (road.spec.kerb_m(person.side) + 0.5 * WALKWAY_WIDTH_M)
             position = np.array([x - lateral * np.sin(heading), y + lateral * np.cos(heading)])
             course = person.direction * np.array([np.cos(heading), np.sin(heading)])
-        speed = person.speed if person.is_walking else 0.0
+        speed = person.speed if person.is_walking and not person.is_paused else 0.0
         person.x, person.y = float(position[0]), float(position[1])
         person.heading = float(np.arctan2(course[1], course[0]))
         person.vx, person.vy = float(speed * course[0]), float(speed * course[1])
