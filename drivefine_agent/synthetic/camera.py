@@ -751,8 +751,10 @@ def _draw_stop_sign(image: NDArray[np.uint8], view: _View, place: FloatArray, fa
     ):
         ring = np.array([u, v]) + radius * size * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         cv2.fillPoly(image, [_fixed(np.clip(ring, -_LIMIT_PX, _LIMIT_PX))], color, cv2.LINE_AA, _SHIFT)
-    if is_facing:
-        _board(image, view, x, y, 0.42, 2.5, 2.7, (245, 245, 245))
+    if is_facing and 10.0 < size < 900.0:
+        corner = (int(u - 0.5 * size), int(v + 0.17 * size))
+        thickness = max(1, int(0.07 * size))
+        cv2.putText(image, "STOP", corner, 0, 0.0137 * size, (245, 245, 245), thickness, cv2.LINE_AA)
 
 
 def _draw_yield_sign(image: NDArray[np.uint8], view: _View, place: FloatArray, facing: FloatArray) -> None:

@@ -174,6 +174,8 @@ def make_world(config: WorldConfig, show_progress: bool = True) -> WorldSummary:
     num_scenes: dict[str, int] = {}
     for split in SPLIT_NAMES:
         logs = [plan for plan in plans if plan.split == split]
+        if not logs:
+            continue
         tokens = tuple(token for plan in logs for token in _read_stamp(root, plan))
         scene_filter = SceneFilter(
             frame_interval=config.frame_interval(split),

@@ -43,7 +43,7 @@ from drivefine_agent.synthetic.traffic import (
 
 PATH_STEP_M = 0.5
 OVERHANG_SHIFT_M2 = 4.1
-"""In a curve of curvature k the rear axle keeps k times this inside: equal room on both flanks (front^2 / 4)."""
+"""In a curve of curvature k the rear axle keeps k times this inside, for equal room (front^2 / 4)."""
 COMMAND_DISTANCE_M = 20.0
 COMMAND_OFFSET_M = 2.0
 """NAVSIM's driving command looks this far ahead and calls this lateral offset a turn (OpenScene)."""
