@@ -38,8 +38,9 @@ class DriveFineConfig(PreTrainedConfig):
         tower's.
       pool_size: side of each tile's feature map after pooling; None: half the tower's, rounded up, as LaViDa.
       image_newline: whether a learned vector ends each row of the stitched feature map.
-      visual_positions: whether a learned vector is added to each visual token. For small models trained from
-        scratch; checkpoints of LaViDa have none.
+      learned_positions: whether learned vectors mark the place of each visual token, context token and answer
+        slot. For small models trained from scratch: the 24 mask tokens are otherwise told apart by rotary
+        attention alone, which takes long to learn. Checkpoints of LLaDA and LaViDa have none.
       slot_restricted: softmax over the slot's own table (True) or over the whole vocabulary, text included
         (False).
       action_embedding_std: of the action rows at initialisation; None: that of the existing embeddings.
@@ -70,7 +71,7 @@ class DriveFineConfig(PreTrainedConfig):
         tile_interpolation: TileInterpolation = "bicubic",
         pool_size: int | None = None,
         image_newline: bool = True,
-        visual_positions: bool = False,
+        learned_positions: bool = False,
         slot_restricted: bool = True,
         action_embedding_std: float | None = None,
         prompt_type: PromptType = "base",
@@ -100,7 +101,7 @@ class DriveFineConfig(PreTrainedConfig):
         self.tile_interpolation = tile_interpolation
         self.pool_size = math.ceil(self.vision_grid / 2) if pool_size is None else pool_size
         self.image_newline = image_newline
-        self.visual_positions = visual_positions
+        self.learned_positions = learned_positions
         self.slot_restricted = slot_restricted
         self.action_embedding_std = action_embedding_std
         self.prompt_type = prompt_type
@@ -207,6 +208,7 @@ class DriveFineConfig(PreTrainedConfig):
             num_attention_heads=4,
             num_key_value_heads=4,
             rms_norm_eps=1e-5,
+            initializer_range=0.05,  # about half of 1 / sqrt(hidden_size); 0.02 suits a width of thousands
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             max_position_embeddings=512,
             bos_token_id=0,
@@ -230,7 +232,8 @@ class DriveFineConfig(PreTrainedConfig):
             "tile_interpolation": "area",
             "pool_size": 4,
             "image_newline": False,
-            "visual_positions": True,
+            "learned_positions": True,
+            "action_embedding_std": 0.1,
             "prompt_type": "vel_and_acc",
             "pose_format": "action_tokens",
             "prompt_wording": "short",

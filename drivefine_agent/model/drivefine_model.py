@@ -88,13 +88,13 @@ class DriveFineModel(PreTrainedModel):
         if visual is None:
             if columns:
                 raise ValueError("the context holds an image placeholder, but no image was given")
-            return self.embeddings(context_ids)
+            return self.embeddings.context(context_ids)
         if len(columns) != 1 or not bool(is_image[:, columns[0]].all()):
             raise ValueError(
                 f"every context must hold one image placeholder ({IMAGE_PLACEHOLDER}) in the same column, "
                 f"got columns {columns}"
             )
-        embedded = self.embeddings(context_ids.masked_fill(is_image, 0))
+        embedded = self.embeddings.context(context_ids.masked_fill(is_image, 0))
         column = columns[0]
         return torch.cat([embedded[:, :column], visual.to(embedded.dtype), embedded[:, column + 1 :]], dim=1)
 
@@ -174,7 +174,7 @@ class DriveFineModel(PreTrainedModel):
             )
         is_refinement = prompt.expert == "refinement"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_refinement):
-            embedded = self.embeddings(self.embeddings.token_ids_of(actions))
+            embedded = self.embeddings.answer(actions)
         hidden = self.backbone.answer(prompt, embedded)
         if scored_row is None:
             return hidden
@@ -219,7 +219,7 @@ class DriveFineModel(PreTrainedModel):
         batch_size, num_rows, length = actions.shape
         instruction = self.embeddings(instruction_ids)
         instruction = instruction.expand(batch_size, *instruction.shape[-2:])
-        rows = self.embeddings(self.embeddings.token_ids_of(actions)).flatten(1, 2)
+        rows = self.embeddings.answer(actions).flatten(1, 2)
         device = context.device
         num_context, num_instruction = context.shape[1], instruction.shape[1]
         lengths = torch.full((batch_size, 1), num_context, device=device)
@@ -264,7 +264,14 @@ class DriveFineModel(PreTrainedModel):
         prefixes = {
             "vision": ("vision.",),
             "projector": ("projector.",),
-            "language": ("embeddings.embed_tokens.", "backbone.layers.", "backbone.norm.", "heads.lm_head."),
+            "language": (
+                "embeddings.embed_tokens.",
+                "embeddings.context_positions",
+                "embeddings.answer_positions",
+                "backbone.layers.",
+                "backbone.norm.",
+                "heads.lm_head.",
+            ),
             "action": ("embeddings.action_embed.", "heads.action_head."),
             "refinement": ("backbone.refine_layers.",),
         }
@@ -313,10 +320,9 @@ class DriveFineModel(PreTrainedModel):
                     module.spec, torch.zeros(module.weight.shape[1]), self.config.action_embedding_std or std
                 )
                 init.copy_(module.weight, rows)
-        elif isinstance(module, VisualProjector):
-            for vector in (module.newline, module.positions):
-                if vector is not None:
-                    init.normal_(vector, mean=0.0, std=std)
+        elif isinstance(module, (VisualProjector, Embeddings)):
+            for parameter in module.parameters(recurse=False):  # newline and learned places
+                init.normal_(parameter, mean=0.0, std=std)
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:

@@ -36,7 +36,33 @@ class Embeddings(nn.Module):
         self.base_vocab_size = config.base_vocab_size
         self.mask_token_id = config.mask_token_id
         self.embed_tokens = nn.Embedding(config.base_vocab_size, config.text_config.hidden_size)
-        self.action_embed = ActionTable(config.action_spec, config.text_config.hidden_size)
+        width = config.text_config.hidden_size
+        self.action_embed = ActionTable(config.action_spec, width)
+        self.context_positions = self.answer_positions = None
+        if config.learned_positions:
+            self.context_positions = nn.Parameter(
+                torch.zeros(config.text_config.max_position_embeddings, width)
+            )
+            self.answer_positions = nn.Parameter(torch.zeros(config.action_spec.answer_length, width))
+
+    def context(self, token_ids: Tensor) -> Tensor:
+        """(B, C, D) of context ids (B, C), the place of each marked where places are learned."""
+        embedded = self(token_ids)
+        if self.context_positions is None:
+            return embedded
+        if token_ids.shape[1] > len(self.context_positions):
+            raise ValueError(
+                f"a context may have {len(self.context_positions)} ids (max_position_embeddings), "
+                f"got {token_ids.shape[1]}: raise it, or use a shorter prompt"
+            )
+        return embedded + self.context_positions[: token_ids.shape[1]]
+
+    def answer(self, action_ids: Tensor) -> Tensor:
+        """(..., L, D) of answers (..., L), `MASKED` as the mask token, places marked where learned."""
+        embedded = self(
+            torch.where(action_ids == MASKED, self.mask_token_id, action_ids + self.base_vocab_size)
+        )
+        return embedded if self.answer_positions is None else embedded + self.answer_positions
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(..., D) of token ids (...); ids from `base_vocab_size` on are actions."""
@@ -44,10 +70,6 @@ class Embeddings(nn.Module):
         text = self.embed_tokens(token_ids.masked_fill(is_action, 0))
         action = self.action_embed((token_ids - self.base_vocab_size).clamp(min=0))
         return torch.where(is_action[..., None], action, text)
-
-    def token_ids_of(self, action_ids: Tensor) -> Tensor:
-        """Token ids of action ids, `MASKED` as the mask token."""
-        return torch.where(action_ids == MASKED, self.mask_token_id, action_ids + self.base_vocab_size)
 
 
 class Heads(nn.Module):

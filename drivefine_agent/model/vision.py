@@ -38,7 +38,7 @@ class VisualProjector(nn.Module):
         )
         self.newline = nn.Parameter(torch.zeros(width)) if config.image_newline else None
         self.positions = (
-            nn.Parameter(torch.zeros(config.num_visual_tokens, width)) if config.visual_positions else None
+            nn.Parameter(torch.zeros(config.num_visual_tokens, width)) if config.learned_positions else None
         )
 
     def forward(self, features: Tensor) -> Tensor:

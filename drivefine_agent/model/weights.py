@@ -48,6 +48,8 @@ OURS_ALONE = (
     "heads.action_head.",
     "backbone.refine_layers.",
     "projector.positions",
+    "embeddings.context_positions",
+    "embeddings.answer_positions",
 )
 """Parameters that no foreign checkpoint has."""
 

@@ -56,8 +56,8 @@ def test_traces_are_consistent(schedule: str, num_steps: int) -> None:
 
 def test_most_confident_slots_come_first() -> None:
     # Slot 23 is the surest, slot 0 the least sure. One table has 10 entries, the other 6; a sharpness step of
-    # 0.5 does not outweigh that: with preferred logit a the probability is e^a / (e^a + 9) or e^a / (e^a + 5), and
-    # e^0.5 = 1.65 < 9 / 5 = 1.8; so compare within the x and y slots, which share one table.
+    # 0.5 is not worth that: with preferred logit a the probability is e^a / (e^a + 9) or e^a / (e^a + 5),
+    # and e^0.5 = 1.65 < 9 / 5 = 1.8; so compare within the x and y slots, which share one table.
     sharpness = torch.arange(24) * 0.5
     trace = decode(FixedModel(sharpness), 1, DecodingOptions(num_steps=24))
     steps = trace.step_map[0, 0].view(8, 3)[:, :2].flatten()

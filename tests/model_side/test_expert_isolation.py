@@ -72,7 +72,7 @@ def test_generator_loss_leaves_the_refinement_blocks_untouched_and_reaches_the_r
 
 
 def test_parts_are_disjoint_and_hold_every_trainable_parameter() -> None:
-    for overrides in ({}, {"n_refine": 0}, {"slot_restricted": False}, {"visual_positions": True}):
+    for overrides in ({}, {"n_refine": 0}, {"slot_restricted": False}, {"learned_positions": True}):
         model = make_model(**overrides)
         parts = ("vision", "projector", "language", "action", "refinement")
         ids = [id(p) for part in parts for p in model.parameters_of(part)]

@@ -153,7 +153,7 @@ def test_a_checkpoint_with_gaps_or_foreign_tensors_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"n_refine": 0}, {"visual_positions": True, "pose_format": "action_tokens"}], ids=str
+    "overrides", [{}, {"n_refine": 0}, {"learned_positions": True, "pose_format": "action_tokens"}], ids=str
 )
 def test_save_and_load_round_trip(tmp_path: Path, overrides: dict) -> None:
     model = make_model(dtype=torch.float32, **overrides)
