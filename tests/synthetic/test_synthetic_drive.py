@@ -1,4 +1,4 @@
-"""Traffic and the expert: nobody drives through anybody, red means stop, and motion is smooth and consistent."""
+"""Traffic and the expert: nobody drives through anybody, red means stop, motion is smooth and consistent."""
 
 import numpy as np
 import pytest
