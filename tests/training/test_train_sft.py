@@ -46,6 +46,7 @@ def _stop_before(monkeypatch: pytest.MonkeyPatch, phase_name: str, step: int) ->
     monkeypatch.setattr(Phase, "update", killed)
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
     script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
