@@ -139,7 +139,7 @@ def scene_from_window(window: SceneWindow, front_image: NDArray[np.uint8] | None
 
 
 def human_poses(window: SceneWindow) -> NDArray[np.float64]:
-    """(8, 3) what the recorded driver did, in the ego frame of now; `DataError` if the window ends too early."""
+    """(8, 3) what the recorded driver did, in the ego frame of now; `DataError` if the window ends early."""
     return future_poses(window, NUM_POSES)
 
 
