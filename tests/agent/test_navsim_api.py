@@ -24,6 +24,9 @@ from drivefine_agent.navsim_api.equivalents import (
 )
 
 ROOT = Path(__file__).parents[2]
+without_navsim = pytest.mark.skipif(
+    navsim_api.IS_NAVSIM, reason="a real NAVSIM is installed and would be found"
+)
 
 
 def _run(code: str, path: Path) -> subprocess.CompletedProcess[str]:
@@ -36,6 +39,7 @@ def _run(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@without_navsim
 def test_an_unrelated_package_called_navsim_is_neither_used_nor_imported(tmp_path: Path) -> None:
     package = tmp_path / "navsim"
     package.mkdir()
@@ -45,6 +49,7 @@ def test_an_unrelated_package_called_navsim_is_neither_used_nor_imported(tmp_pat
     assert result.stdout.split() == ["False", "drivefine_agent.navsim_api.equivalents"], result.stderr
 
 
+@without_navsim
 def test_navsim_without_nuplan_is_reported_and_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "navsim" / "agents"
     folder.mkdir(parents=True)
@@ -54,6 +59,7 @@ def test_navsim_without_nuplan_is_reported_and_replaced(tmp_path: Path) -> None:
     assert "nuplan-devkit is not importable" in result.stderr
 
 
+@without_navsim
 @pytest.mark.parametrize(
     ("signature", "has_sampling"),
     [("requires_scene=False", False), ("trajectory_sampling, requires_scene=False", True)],
@@ -91,7 +97,7 @@ def test_base_constructor_gets_what_each_navsim_version_takes(
     assert result.stdout.split() == ["True", str(has_sampling), "False"], result.stderr
 
 
-@pytest.mark.skipif(navsim_api.IS_NAVSIM, reason="NAVSIM's own classes are in use")
+@without_navsim
 def test_equivalents_are_used_without_navsim() -> None:
     assert navsim_api.AbstractAgent is AbstractAgent
     assert navsim_api.BASE_TAKES_SAMPLING
