@@ -81,7 +81,7 @@ class WorldConfig:
     test_frame_interval: int = 4
     easy_error_m: float = 2.0
     """A candidate is easy if continuing the present motion ends this close to the driver after 4 s."""
-    easy_share: float = 0.35
+    easy_share: float = 0.25
     """Share of the easy candidates that become samples; 1 keeps all."""
     cameras: tuple[str, ...] = ("CAM_F0",)
     images: Literal["samples", "all", "none"] = "samples"

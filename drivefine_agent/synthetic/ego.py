@@ -450,7 +450,7 @@ class Expert:
         encounter = self.encounters.get(connector.junction)
         if encounter is None:
             encounter = SignalEncounter(
-                bool(self.rng.random() < 0.55),
+                bool(self.rng.random() < 0.5),
                 float(self.rng.uniform(18.0, 65.0)),
                 float(self.rng.uniform(0.2, 2.5)),
             )

@@ -33,7 +33,7 @@ MAX_HEADING_DEVIATION_RAD = np.radians(125.0)
 """The route never turns further than this from its first direction, so it seldom meets itself."""
 CLEARANCE_M = 7.0
 """Free ground between the borders of roads that are not neighbours."""
-LATERAL_ACCELERATION_MPS2 = 1.75
+LATERAL_ACCELERATION_MPS2 = 2.0
 """Speed limits follow from curvature by this bound (times 1.1 in speed)."""
 
 
@@ -67,7 +67,7 @@ def draw_spec(rng: np.random.Generator) -> RoadSpec:
     lanes = max(forward, backward)
     parking = rng.random(2) < (0.4 if lanes < 3 else 0.0)
     walkway = rng.random(2) < 0.75
-    limits = {1: (8.9, 11.2, 13.4), 2: (11.2, 13.4, 13.4), 3: (13.4, 15.6, 15.6)}[lanes]
+    limits = {1: (11.2, 13.4, 13.4), 2: (13.4, 13.4, 15.6), 3: (13.4, 15.6, 15.6)}[lanes]
     return RoadSpec(
         forward,
         backward,
@@ -81,21 +81,21 @@ def draw_spec(rng: np.random.Generator) -> RoadSpec:
 
 
 _SHAPES = ((1, 1), (2, 2), (2, 1), (1, 2), (3, 3), (3, 2), (2, 3))
-_SHAPE_WEIGHTS = (0.46, 0.26, 0.08, 0.08, 0.06, 0.03, 0.03)
+_SHAPE_WEIGHTS = (0.52, 0.22, 0.07, 0.07, 0.06, 0.03, 0.03)
 
 
 def draw_curvature(rng: np.random.Generator, length_m: float, num_lanes: int) -> FloatArray:
     """(N,) curvature per metre of a road: straight, arc, S-curve or winding, straight at both ends."""
     count = int(length_m)
     kind = rng.choice(["straight", "arc", "s_curve", "winding"], p=[0.08, 0.26, 0.36, 0.30])
-    smallest, largest = {1: (24.0, 90.0), 2: (42.0, 150.0), 3: (90.0, 300.0)}[num_lanes]
+    smallest, largest = {1: (30.0, 110.0), 2: (50.0, 170.0), 3: (90.0, 300.0)}[num_lanes]
     curvature = np.zeros(count)
     pieces = {"straight": 0, "arc": 1, "s_curve": 2, "winding": int(rng.integers(3, 5))}[kind]
     inner = np.linspace(8, count - 8, pieces + 1).astype(int)
     sign = rng.choice([-1.0, 1.0])
     for first, last in pairwise(inner):
         radius = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
-        bend = min(last - first, radius * float(rng.uniform(0.6, 1.3)))  # at most about 75 degrees a piece
+        bend = min(last - first, radius * float(rng.uniform(0.5, 1.1)))  # 29 to 63 degrees a piece
         middle = 0.5 * (first + last)
         curvature[int(middle - bend / 2) : int(middle + bend / 2)] = sign / radius
         sign = -sign if rng.random() < 0.8 else sign
@@ -145,7 +145,7 @@ class _Layout:
         """A road from a pose, clear of everything but its neighbours, with room for what follows."""
         lanes = max(spec.num_forward, spec.num_backward)
         for _ in range(14):
-            length = float(self.rng.uniform(50.0, 125.0)) * (1.0 + 0.15 * (lanes - 1))
+            length = float(self.rng.uniform(60.0, 145.0)) * (1.0 + 0.15 * (lanes - 1))
             curvature = draw_curvature(self.rng, length, lanes)
             reference = integrate_curvature(position, heading, curvature)
             deviation = abs(float(wrap(reference.heading[-1] - self.heading)))
@@ -162,7 +162,7 @@ class _Layout:
         self, road_index: int, ground: shapely.Polygon
     ) -> tuple[FloatArray, float, RoadSpec, list[shapely.Polygon], float]:
         """A junction or joint after a road: where, in which direction and how wide the next road starts."""
-        if self.rng.random() < 0.74:
+        if self.rng.random() < 0.68:
             for _ in range(10):
                 node = self.draw_crossroads(road_index, ground)
                 if node is not None:

@@ -10,7 +10,7 @@ from drivefine_agent.synthetic.lanes import FloatArray, Path, gaussian_smooth
 from drivefine_agent.synthetic.network import Network, Segment
 from drivefine_agent.synthetic.scenery import Scenery, driving_line
 
-LATERAL_ACCELERATION_MPS2 = 1.75
+LATERAL_ACCELERATION_MPS2 = 2.0
 """Vehicles take curves at this lateral acceleration at most."""
 APPROACH_DECELERATION_MPS2 = 1.2
 """Vehicles slow down for curves at this rate."""

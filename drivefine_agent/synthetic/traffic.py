@@ -24,7 +24,7 @@ LINE_GAP_M = 0.8
 """Where vehicles come to rest before a line [m]."""
 POPULATION_RADIUS_M = 160.0
 """Road users exist within this distance of the ego."""
-KERB_DISTANCE_M = 1.6
+KERB_DISTANCE_M = 2.0
 """Pedestrians wait this far from the road [m]."""
 ACTIVE_PEDESTRIAN_DISTANCE_M = 150.0
 """Pedestrians further away (in the sum of both coordinates) stand still, unseen."""
@@ -112,7 +112,7 @@ class Traffic:
         self.vehicles: list[Vehicle] = [ego]
         self.pedestrians: list[Pedestrian] = []
         self.next_id = 1
-        self.density = float(rng.uniform(0.45, 1.0))
+        self.density = float(rng.uniform(0.4, 0.9))
         self.signals = {
             i: Signal(junction, rng)
             for i, junction in enumerate(self.network.junctions)
@@ -359,7 +359,7 @@ class Traffic:
         for person in self.pedestrians:
             if person.crossing == crossing and person.is_walking:
                 relative = (person.along_m - along_m) * person.direction
-                if -4.2 < relative < 2.4:
+                if (-7.0 if person.is_paused else -5.0) < relative < 2.4:
                     return True
         return False
 
@@ -539,10 +539,13 @@ class Traffic:
 
     def cross(self, person: Pedestrian) -> None:
         """Walks over a crossing and waits on the other side."""
+        length = self.network.crossings[person.crossing].length_m
         person.is_paused = self.is_blocked(person)
         if person.is_paused:
+            walked = person.along_m if person.direction > 0 else length - person.along_m
+            if walked < 0.5:  # still at the kerb: look again before setting off
+                person.is_walking, person.is_paused, person.wait_s = False, False, 1.0
             return
-        length = self.network.crossings[person.crossing].length_m
         person.along_m += person.direction * person.speed * DT_S
         if not -KERB_DISTANCE_M <= person.along_m <= length + KERB_DISTANCE_M:
             person.along_m = float(np.clip(person.along_m, -KERB_DISTANCE_M, length + KERB_DISTANCE_M))
