@@ -2,7 +2,7 @@
 
     <run>/checkpoints/1_generator_0000120/
         weights.safetensors     every tensor of the model's state
-        optimizer.safetensors   AdamW's moments and step counters, `<parameter name>/<moment>`
+        optimizer.safetensors   the optimizer's moments and step counters, `<parameter name>/<moment>`
         average.safetensors     the running average of the weights
         state.json              phase, step, and what else the script wants to keep
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_MATRIX_OF_A_BLOCK = re.compile(r"layers\.\d+\..*weight$")
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,10 @@ class OptimizerConfig:
 
     learning_rate: float = 4e-5
     """Peak rate of the language model's blocks, embeddings and projector."""
+    muon_learning_rate: float = 0.0
+    """Peak rate of Muon (torch.optim.Muon) on the matrices inside the blocks; 0: AdamW there too, as in the
+    paper. For models trained from scratch, which learn from far fewer scenes with it; updates are scaled to
+    AdamW's root mean square."""
     vision_factor: float = 0.1
     """Times the peak rate, for a pretrained vision tower; 1 for one that starts from scratch."""
     action_factor: float = 5.0
@@ -35,6 +43,8 @@ class OptimizerConfig:
         for name in ("learning_rate", "vision_factor", "action_factor", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.muon_learning_rate < 0:
+            raise ValueError(f"muon_learning_rate must not be negative, got {self.muon_learning_rate}")
         for name in ("warmup_share", "final_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -52,10 +62,34 @@ def learning_rate_factor(step: int, num_steps: int, warmup_share: float, final_s
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon on some groups and AdamW on the others, as one optimizer with one state."""
+
+    def __init__(
+        self,
+        muon_groups: list[dict[str, Any]],
+        adamw_groups: list[dict[str, Any]],
+        betas: tuple[float, float],
+    ) -> None:
+        """Groups as `build_optimizer` makes them, each with its own lr and weight_decay."""
+        self._parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(adamw_groups, betas=betas),
+        )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        for part in self._parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Both updates; the gradients must be there."""
+        for part in self._parts:
+            part.step()
+
+
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], group_of: Callable[[str], str], config: OptimizerConfig
-) -> torch.optim.AdamW:
-    """AdamW over named parameters, one group per (kind, decayed or not).
+) -> torch.optim.Optimizer:
+    """The optimizer over named parameters, one group per (kind, decayed or not, Muon or not).
 
     Args:
       parameters: what to train, by name.
@@ -68,24 +102,36 @@ def build_optimizer(
     if not parameters:
         raise ValueError("nothing to train: no parameter was given")
     factor = {"language": 1.0, "vision": config.vision_factor, "action": config.action_factor}
-    groups: dict[tuple[str, bool], list[str]] = {}
+    groups: dict[tuple[bool, str, bool], list[str]] = {}
     for name, parameter in parameters.items():
         kind = group_of(name)
         decays = config.weight_decay > 0 and parameter.ndim >= 2 and kind != "action"
-        groups.setdefault((kind, decays), []).append(name)
-    return torch.optim.AdamW(
-        [
+        by_muon = config.muon_learning_rate > 0 and _is_block_matrix(name, parameter)
+        groups.setdefault((by_muon, kind, decays), []).append(name)
+
+    def described(by_muon: bool) -> list[dict[str, Any]]:
+        peak = config.muon_learning_rate if by_muon else config.learning_rate
+        return [
             {
                 "params": [parameters[name] for name in names],
                 "names": names,
-                "lr": config.learning_rate * factor[kind],
-                "peak_lr": config.learning_rate * factor[kind],
+                "lr": peak * factor[kind],
+                "peak_lr": peak * factor[kind],
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
-            for (kind, decays), names in sorted(groups.items())
-        ],
-        betas=config.betas,
-    )
+            for (muon, kind, decays), names in sorted(groups.items())
+            if muon == by_muon
+        ]
+
+    muon_groups = described(by_muon=True)
+    if not muon_groups:
+        return torch.optim.AdamW(described(by_muon=False), betas=config.betas)
+    return MuonAndAdamW(muon_groups, described(by_muon=False), config.betas)
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix inside a transformer block or the projector: no table, no head."""
+    return parameter.ndim == 2 and _MATRIX_OF_A_BLOCK.search(name) is not None
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -44,7 +44,7 @@ class Phase:
 
     name: str
     model: DriveFineModel
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     average: WeightAverage
     config: OptimizerConfig
     num_steps: int

@@ -59,7 +59,12 @@ def debug_settings(image_dataset: Path, tmp_path: Path) -> dict[str, Any]:
         "max_validation_scenes": 6,
         "tile_cache_path": str(tmp_path.parent / "tiles"),
         "model": {"preset": "debug", "overrides": overrides},
-        "generator": {**batches, "num_epochs": 2, "pairs_per_scene": 2, "optimizer": {"learning_rate": 1e-3}},
+        "generator": {
+            **batches,
+            "num_epochs": 2,
+            "pairs_per_scene": 2,
+            "optimizer": {"learning_rate": 1e-3, "muon_learning_rate": 1e-2},
+        },
         "refiner": {
             **batches,
             "num_epochs": 1,

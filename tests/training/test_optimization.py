@@ -45,6 +45,37 @@ def test_groups_get_their_rates_and_only_language_matrices_decay() -> None:
     assert {g["lr"] / g["peak_lr"] for g in optimizer.param_groups} == {0.5}
 
 
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
+    names = ["layers.0.mlp.weight", "layers.0.norm.weight", "layers.0.mlp.bias", "embed.weight"]
+    shapes = [(4, 2), (4,), (4,), (4, 2)]
+    parameters = {n: nn.Parameter(torch.zeros(s)) for n, s in zip(names, shapes, strict=True)}
+    config = OptimizerConfig(learning_rate=1e-3, muon_learning_rate=2e-2)
+    optimizer = build_optimizer(parameters, lambda name: "language", config)
+    found = {name: g["peak_lr"] for g in optimizer.param_groups for name in g["names"]}
+    assert found == dict(zip(names, [2e-2, 1e-3, 1e-3, 1e-3], strict=True))
+
+
+def test_muon_steps_along_the_orthogonalised_gradient() -> None:
+    """A rank-one gradient u v' of any size gives the step -rate * 0.2 sqrt(4) * c u v' of the unit vectors.
+
+    0.2 sqrt(longer side) is the scale that matches AdamW's root mean square; c, the singular value that the
+    Newton-Schulz iteration leaves, lies between 0.68 and 1.13 by its design. The table takes AdamW's step.
+    """
+    matrix, table = nn.Parameter(torch.zeros(4, 2)), nn.Parameter(torch.zeros(4, 2))
+    parameters = {"layers.0.weight": matrix, "embed.weight": table}
+    config = OptimizerConfig(learning_rate=0.1, muon_learning_rate=0.1)
+    optimizer = build_optimizer(parameters, lambda name: "language", config)
+    u, v = torch.tensor([0.5, -0.5, 0.5, 0.5]), torch.tensor([0.6, 0.8])
+    loss = 7.0 * (torch.outer(u, v) * (matrix + table)).sum()
+    optimizer_step(loss, optimizer, WeightAverage(parameters, 0.0), max_grad_norm=1.0)
+    step = -(u @ matrix.detach() @ v).item()
+    assert 0.1 * 0.2 * 2 * 0.68 < step < 0.1 * 0.2 * 2 * 1.13
+    assert torch.allclose(
+        matrix.detach(), -step * torch.outer(u, v), atol=1e-3
+    )  # Newton-Schulz runs in bfloat16
+    assert torch.allclose(table.detach(), -0.1 * torch.outer(u, v).sign(), atol=1e-5)
+
+
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         build_optimizer({}, lambda name: "language", OptimizerConfig())
