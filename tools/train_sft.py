@@ -114,11 +114,11 @@ def train_generator(
             settings.noise,
             settings.loss_weight,
             settings.label_smoothing_bins,
+            settings.perception_weight,
         )
         scalars = phase.update(loss.total)
         if step % run.log_every == 0:
-            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
-            metrics.add("generator", phase.step, scalars | parts)
+            metrics.add("generator", phase.step, scalars | loss.scalars())
         if phase.step % (per_epoch * run.validate_every_epochs) == 0 or phase.step == phase.num_steps:
             with phase.averaged_weights():
                 result = validate(model, held_out, instructions, run.num_denoising_steps, refine=False)

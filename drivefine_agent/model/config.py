@@ -20,6 +20,9 @@ PromptType = Literal["base", "vel_and_acc"]
 PoseFormat = Literal["text", "action_tokens"]
 PromptWording = Literal["full", "short"]
 
+PERCEPTION_CHANNELS = 2
+"""Of the auxiliary bird's-eye grid: drivable area; road users and objects."""
+
 
 class DriveFineConfig(PreTrainedConfig):
     """Configuration of `DriveFineModel`. Presets: `llada_8b()`, `tiny()`, `debug()`.
@@ -41,6 +44,8 @@ class DriveFineConfig(PreTrainedConfig):
       learned_positions: whether learned vectors mark the place of each visual token, context token and answer
         slot. For small models trained from scratch: the 24 mask tokens are otherwise told apart by rotary
         attention alone, which takes long to learn. Checkpoints of LLaDA and LaViDa have none.
+      perception_rows, perception_cols: size of the auxiliary bird's-eye grid that the visual tokens are made
+        to predict in training, see `training/perception.py`; 0: none. For towers that start from scratch.
       slot_restricted: softmax over the slot's own table (True) or over the whole vocabulary, text included
         (False).
       action_embedding_std: of the action rows at initialisation; None: that of the existing embeddings.
@@ -72,6 +77,8 @@ class DriveFineConfig(PreTrainedConfig):
         pool_size: int | None = None,
         image_newline: bool = True,
         learned_positions: bool = False,
+        perception_rows: int = 0,
+        perception_cols: int = 0,
         slot_restricted: bool = True,
         action_embedding_std: float | None = None,
         prompt_type: PromptType = "base",
@@ -102,6 +109,8 @@ class DriveFineConfig(PreTrainedConfig):
         self.pool_size = math.ceil(self.vision_grid / 2) if pool_size is None else pool_size
         self.image_newline = image_newline
         self.learned_positions = learned_positions
+        self.perception_rows = perception_rows
+        self.perception_cols = perception_cols
         self.slot_restricted = slot_restricted
         self.action_embedding_std = action_embedding_std
         self.prompt_type = prompt_type
@@ -126,6 +135,11 @@ class DriveFineConfig(PreTrainedConfig):
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        if (self.perception_rows > 0) != (self.perception_cols > 0) or self.perception_rows < 0:
+            raise ValueError(
+                "perception_rows and perception_cols must both be positive, or both 0, "
+                f"got {self.perception_rows} and {self.perception_cols}"
+            )
         _ = self.tiles, self.action_spec  # their own checks
 
     @property
@@ -220,19 +234,22 @@ class DriveFineConfig(PreTrainedConfig):
             intermediate_size=256,
             num_hidden_layers=3,
             num_attention_heads=4,
-            image_size=128,
+            image_size=96,
             patch_size=16,
             vision_use_head=False,
         )
         settings: dict[str, Any] = {
             "n_refine": 2,
             "mask_token_id": 2,
-            "tile_cols": 2,
+            "tile_cols": 4,
             "tile_rows": 1,
+            "tile_fit": "crop",  # 1920 x 480 around the horizon: without the sky, more pixels of road
             "tile_interpolation": "area",
-            "pool_size": 4,
+            "pool_size": 3,
             "image_newline": False,
             "learned_positions": True,
+            "perception_rows": 16,
+            "perception_cols": 12,
             "action_embedding_std": 0.1,
             "prompt_type": "vel_and_acc",
             "pose_format": "action_tokens",

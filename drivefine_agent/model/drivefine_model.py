@@ -27,6 +27,7 @@ from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
 from drivefine_agent.model.config import DriveFineConfig, Expert
 from drivefine_agent.model.heads import ActionTable, Embeddings, Heads
 from drivefine_agent.model.initialisation import ordinal_rows
+from drivefine_agent.model.perception_head import PerceptionHead
 from drivefine_agent.model.vision import VisionEncoder, VisualProjector
 
 IMAGE_PLACEHOLDER = -200
@@ -50,6 +51,7 @@ class DriveFineModel(PreTrainedModel):
         self.embeddings = Embeddings(config)
         self.backbone = BlockMoE(config.text_config, config.n_refine)
         self.heads = Heads(config)
+        self.perception = PerceptionHead(config) if config.perception_rows > 0 else None
         self.post_init()
         self.backbone.copy_generation_to_refinement()
         self._freeze_idle_parameters()
@@ -75,6 +77,16 @@ class DriveFineModel(PreTrainedModel):
                 f"expected tiles (B, {expected}) of uint8, got {tuple(tiles.shape)} of {tiles.dtype}"
             )
         return self.projector(self.vision(tiles))
+
+    def perception_logits(self, visual: Tensor) -> Tensor:
+        """(B, channels, rows, cols) logits of the auxiliary bird's-eye grid, from `encode_images`.
+
+        Raises:
+          ValueError: the configuration has no grid.
+        """
+        if self.perception is None:
+            raise ValueError("this model has no auxiliary head: set perception_rows and perception_cols")
+        return self.perception(visual)
 
     def embed_context(self, context_ids: Tensor, visual: Tensor | None) -> Tensor:
         """(B, P0, D) embeddings of context ids with the visual tokens in the placeholder's place.
@@ -255,15 +267,16 @@ class DriveFineModel(PreTrainedModel):
         The parts are disjoint and together hold every trainable parameter.
 
         Args:
-          part: `vision` (tower), `projector`, `language` (text embeddings and head, shared and generation
-            blocks, norm), `action` (both action tables), `refinement` (the refinement expert's blocks).
+          part: `vision` (tower), `projector` (with the auxiliary head, if any), `language` (text embeddings and
+            head, shared and generation blocks, norm), `action` (both action tables), `refinement` (the
+            refinement expert's blocks).
 
         Raises:
           ValueError: for an unknown part.
         """
         prefixes = {
             "vision": ("vision.",),
-            "projector": ("projector.",),
+            "projector": ("projector.", "perception."),
             "language": (
                 "embeddings.embed_tokens.",
                 "embeddings.context_positions",

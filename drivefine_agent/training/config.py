@@ -56,6 +56,8 @@ class GeneratorConfig:
     """How slots are weighted, see `masked_pair_weights`."""
     label_smoothing_bins: float = 0.0
     """Width of the targets [bins], see `answer_cross_entropy`."""
+    perception_weight: float = 0.0
+    """Of the auxiliary bird's-eye loss, for models that have the head; see `perception.py`."""
     average_decay: float = 0.0
     """Of the running average of the weights; 0 keeps the last iterate."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -23,6 +23,7 @@ from drivefine_agent.prompt import PromptBuilder, pad_contexts
 from drivefine_agent.tokenizer import ClipCounts
 from drivefine_agent.training.augmentation import jitter_light, mirror_motion, mirror_poses, mirror_tiles
 from drivefine_agent.training.config import AugmentationConfig
+from drivefine_agent.training.perception import mirror_grid, perception_targets
 from drivefine_agent.training.scenes import SplitScenes
 from drivefine_agent.training.tile_cache import load_tiles
 
@@ -40,12 +41,20 @@ class Batch(NamedTuple):
     """(B, 24) action ids of the demonstrations."""
     poses: NDArray[np.float64]
     """(B, 8, 3) the demonstrations themselves."""
+    perception: Tensor | None = None
+    """(B, 2, rows, cols) float32 auxiliary grid, None where the model has none."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
         lengths = None if self.context_lengths is None else self.context_lengths.to(device)
+        perception = None if self.perception is None else self.perception.to(device)
         return Batch(
-            self.tiles.to(device), self.context_ids.to(device), lengths, self.actions.to(device), self.poses
+            self.tiles.to(device),
+            self.context_ids.to(device),
+            lengths,
+            self.actions.to(device),
+            self.poses,
+            perception,
         )
 
 
@@ -69,6 +78,8 @@ class Demonstrations:
     """Demonstrations outside the action tables; as recorded only."""
     num_clipped_inputs: int
     """Prompt numbers outside the action tables; as recorded only."""
+    perception: NDArray[np.bool_] | None = None
+    """(N, 2, 2, rows, cols) auxiliary grids, None where the model has none; see `perception.py`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -106,6 +117,7 @@ class Demonstrations:
             lengths,
             torch.from_numpy(self.actions[rows, side]),
             self.poses[rows, side],
+            None if self.perception is None else torch.from_numpy(self.perception[rows, side]).float(),
         )
 
 
@@ -136,6 +148,16 @@ def load_demonstrations(
     )
     poses = np.stack([human_poses(window) for window in scenes.windows])  # (N, 8, 3)
     both = np.stack([poses, mirror_poses(poses)], axis=1)  # (N, 2, 8, 3)
+    perception = None
+    if prompts.config.perception_rows > 0 and scenes.maps_root is not None:
+        grids = perception_targets(
+            scenes.windows,
+            scenes.maps_root,
+            prompts.config.perception_rows,
+            prompts.config.perception_cols,
+            show_progress,
+        )
+        perception = np.stack([grids, mirror_grid(grids)], axis=1)
     count = len(scenes.windows)
     return Demonstrations(
         tokens=tuple(window.token for window in scenes.windows),
@@ -147,4 +169,5 @@ def load_demonstrations(
         actions=prompts.action_tokenizer.encode(both),
         clipped=prompts.action_tokenizer.count_clipped(poses),
         num_clipped_inputs=sum(context.num_clipped for context in recorded),
+        perception=perception,
     )

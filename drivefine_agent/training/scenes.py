@@ -18,6 +18,7 @@ class SplitScenes:
     name: str
     windows: tuple[SceneWindow, ...]
     sensor_root: Path
+    maps_root: Path | None = None
 
 
 def load_split_scenes(
@@ -39,4 +40,4 @@ def load_split_scenes(
     windows = load_scenes(paths.logs(split.data_split), scene_filter, show_progress=show_progress)
     if max_scenes is not None and max_scenes < len(windows):
         windows = [windows[i * len(windows) // max_scenes] for i in range(max_scenes)]
-    return SplitScenes(split.name, tuple(windows), paths.sensors(split.data_split))
+    return SplitScenes(split.name, tuple(windows), paths.sensors(split.data_split), paths.maps_root)

@@ -34,8 +34,8 @@ from drivefine_agent.scoring.types import PolygonKind, ScoringScene, SubScoresV1
 
 BUSY_AREAS = [
     Area(strip(-6.0, 6.0), PolygonKind.ROADBLOCK),
-    # The lane border lies beside the line on which the ego starts: on which side a point of an edge falls would be
-    # a matter of rounding once the world is turned.
+    # The lane border lies beside the line on which the ego starts: on which side a point of an edge falls
+    # would be a matter of rounding once the world is turned.
     Area(strip(-6.0, 0.1), PolygonKind.LANE, True),
     Area(strip(0.1, 6.0), PolygonKind.LANE, False),
     Area(strip(-8.0, 8.0, 25.0, 35.0), PolygonKind.INTERSECTION),
