@@ -267,8 +267,8 @@ class DriveFineModel(PreTrainedModel):
         The parts are disjoint and together hold every trainable parameter.
 
         Args:
-          part: `vision` (tower), `projector` (with the auxiliary head, if any), `language` (text embeddings and
-            head, shared and generation blocks, norm), `action` (both action tables), `refinement` (the
+          part: `vision` (tower), `projector` (with the auxiliary head, if any), `language` (text embeddings
+            and head, shared and generation blocks, norm), `action` (both action tables), `refinement` (the
             refinement expert's blocks).
 
         Raises:
