@@ -1,12 +1,13 @@
-"""Supervised training of DriveFine: first the generator, then the refiner's warm start.
+"""Supervised training of DriveFine: the generator, then the refiner's warm start.
 
     python tools/train_sft.py dataset_root=DATASET experiment_name=sft          # tiny model, CPU python
     tools/train_sft.py dataset_root=DATASET model.preset=debug generator.num_epochs=2     # seconds, for tests
     python tools/train_sft.py dataset_root=DATASET generator.num_epochs=30 refiner.num_epochs=0
 
+0. Perception, for models from scratch only: the vision tower learns a bird's-eye grid, in place of the
+   pretraining that a real tower comes with.
 1. Generator: masked diffusion with complementary masking on the drivers' trajectories (equation 1 of the
-paper). Trains
-   vision tower, projector, language model and action tables.
+   paper). Trains vision tower, projector, language model and action tables.
 2. Refiner: its blocks start as copies of the generator's last ones and learn to turn spoilt trajectories, the
    generator's own samples among them, into the driver's. Everything else is frozen.
 
@@ -37,8 +38,20 @@ from drivefine_agent.training.demonstrations import Demonstrations, load_demonst
 from drivefine_agent.training.from_mapping import from_mapping
 from drivefine_agent.training.metrics import MetricLog
 from drivefine_agent.training.model_choice import build_planner
-from drivefine_agent.training.objectives import Instructions, generator_loss, refiner_loss
-from drivefine_agent.training.phase import GENERATOR_PARTS, REFINER_PARTS, Phase, batch_order, num_epoch_steps
+from drivefine_agent.training.objectives import (
+    Instructions,
+    generator_loss,
+    perception_loss,
+    refiner_loss,
+)
+from drivefine_agent.training.phase import (
+    GENERATOR_PARTS,
+    PERCEPTION_PARTS,
+    REFINER_PARTS,
+    Phase,
+    batch_order,
+    num_epoch_steps,
+)
 from drivefine_agent.training.run_folder import claim_run_folder
 from drivefine_agent.training.scenes import load_split_scenes
 from drivefine_agent.training.seeds import generator_for
@@ -48,7 +61,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def train(config: TrainSFTConfig) -> Validation | None:
-    """Both phases; returns the refined model's validation, None where the refiner was not trained."""
+    """All phases; returns the refined model's validation, None where the refiner was not trained."""
     output = Path(config.output_dir)
     claim_run_folder(output, asdict(config))
     if config.run.num_threads is not None:
@@ -65,6 +78,8 @@ def train(config: TrainSFTConfig) -> Validation | None:
     report_data(demonstrations, held_out)
 
     metrics = MetricLog(output)
+    if config.perception.num_epochs > 0 and planner.model.perception is not None:
+        train_perception(config, planner, demonstrations, held_out, metrics)
     train_generator(config, planner, instructions, demonstrations, held_out, metrics)
     validation = None
     if config.refiner.num_epochs > 0 and planner.model.config.n_refine > 0:
@@ -73,6 +88,46 @@ def train(config: TrainSFTConfig) -> Validation | None:
     metrics.close()
     LOGGER.info("model: %s", output / "model")
     return validation
+
+
+# ------------------------------------------------------------------------------------------ perception
+
+
+def train_perception(
+    config: TrainSFTConfig,
+    planner: Planner,
+    demonstrations: Demonstrations,
+    held_out: Demonstrations,
+    metrics: MetricLog,
+) -> None:
+    """Phase 0, for a vision tower from scratch: images in, a bird's-eye grid of the scene out."""
+    run, settings, model = config.run, config.perception, planner.model
+    phase = Phase.begin_or_resume(
+        "perception",
+        model,
+        PERCEPTION_PARTS,
+        settings.optimizer,
+        average_decay=0.0,
+        num_steps=settings.num_epochs * num_epoch_steps(len(demonstrations), settings.batch_size),
+        folder=Path(config.output_dir) / "checkpoints",
+    )
+    model.train()
+    for step in tqdm(
+        range(phase.step, phase.num_steps), desc="Perception", unit="step", disable=phase.is_done
+    ):
+        index = batch_order(len(demonstrations), settings.batch_size, run.seed, "perception order", step)
+        light = generator_for(run.seed, "perception augmentation", step)
+        batch = demonstrations.batch(index, settings.augmentation, light).to(run.device)
+        scalars = phase.update(perception_loss(model, batch))
+        if step % run.log_every == 0:
+            metrics.add("perception", phase.step, scalars)
+        if phase.step % run.checkpoint_every == 0:
+            phase.save()
+    if not phase.is_done:
+        phase.finish()
+        with torch.no_grad():
+            seen = perception_loss(model, held_out.batch(range(len(held_out))).to(run.device)).item()
+        metrics.add("perception_validation", phase.step, {"loss": seen}, is_shown=True)
 
 
 # ------------------------------------------------------------------------------------------ generator
@@ -114,11 +169,11 @@ def train_generator(
             settings.noise,
             settings.loss_weight,
             settings.label_smoothing_bins,
-            settings.perception_weight,
         )
         scalars = phase.update(loss.total)
         if step % run.log_every == 0:
-            metrics.add("generator", phase.step, scalars | loss.scalars())
+            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
+            metrics.add("generator", phase.step, scalars | parts)
         if phase.step % (per_epoch * run.validate_every_epochs) == 0 or phase.step == phase.num_steps:
             with phase.averaged_weights():
                 result = validate(model, held_out, instructions, run.num_denoising_steps, refine=False)

@@ -42,6 +42,26 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True)
+class PerceptionConfig:
+    """Training of a vision tower from scratch on the bird's-eye grid (`perception.py`), before all else."""
+
+    num_epochs: int = 0
+    """0 leaves the tower as it is: pretrained ones need no such phase."""
+    batch_size: int = 32
+    """Scenes per step."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.num_epochs < 0 or self.batch_size < 1:
+            raise ValueError(
+                "num_epochs must not be negative and batch_size must be at least 1, "
+                f"got {self.num_epochs} and {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     """Supervised training of vision tower, language model and generation expert (complementary masking)."""
 
@@ -56,8 +76,6 @@ class GeneratorConfig:
     """How slots are weighted, see `masked_pair_weights`."""
     label_smoothing_bins: float = 0.0
     """Width of the targets [bins], see `answer_cross_entropy`."""
-    perception_weight: float = 0.0
-    """Of the auxiliary bird's-eye loss, for models that have the head; see `perception.py`."""
     average_decay: float = 0.0
     """Of the running average of the weights; 0 keeps the last iterate."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -151,6 +169,7 @@ class TrainSFTConfig:
     tile_cache_path: str | None = None
     """Where image tiles are kept between runs; None: `tiles` in output_dir."""
     model: ModelChoice = field(default_factory=ModelChoice)
+    perception: PerceptionConfig = field(default_factory=PerceptionConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -1,11 +1,11 @@
-"""The two supervised losses: complementary masking for the generator, spoilt demonstrations for the refiner.
+"""The supervised losses: of the generator, of the refiner, and of a vision tower from scratch.
+
+Complementary masking; spoilt demonstrations; a bird's-eye grid.
 
 Shapes: B scenes, N pairs per scene, R spoilt rows per scene, L = 24 slots.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,20 +45,16 @@ class Instructions:
         self.refine = torch.from_numpy(prompts.instruction("refine")).to(device)
 
 
-class GeneratorLoss(NamedTuple):
-    """The generator's loss and its parts."""
+def perception_loss(model: DriveFineModel, batch: Batch) -> Tensor:
+    """() cross-entropy per cell [nat] of the auxiliary bird's-eye grid, which only the images can tell.
 
-    total: Tensor
-    """() to be minimised."""
-    answer: AnswerLoss
-    """The masked-diffusion loss."""
-    perception: Tensor | None
-    """() auxiliary bird's-eye cross-entropy per cell [nat], detached; None where it is off."""
-
-    def scalars(self) -> dict[str, float]:
-        """The parts by name."""
-        parts = {"spatial_nll": self.answer.spatial_nll.item(), "heading_nll": self.answer.heading_nll.item()}
-        return parts if self.perception is None else parts | {"perception": self.perception.item()}
+    Raises:
+      ValueError: the batch has no grids, or the model no head for them.
+    """
+    if batch.perception is None:
+        raise ValueError("these scenes have no bird's-eye grids: the model's configuration has none either")
+    logits = model.perception_logits(model.encode_images(batch.tiles))
+    return F.binary_cross_entropy_with_logits(logits, batch.perception)
 
 
 def generator_loss(
@@ -70,8 +66,7 @@ def generator_loss(
     noise: NoiseName = "bernoulli",
     loss_weight: LossWeightName = "uniform",
     label_smoothing_bins: float = 0.0,
-    perception_weight: float = 0.0,
-) -> GeneratorLoss:
+) -> AnswerLoss:
     """Masked-diffusion loss with complementary masking (equation 1, model.md A6 and A7).
 
     Every demonstration enters `pairs_per_scene` times as a pair of rows: masked on a random set of slots, and
@@ -87,7 +82,6 @@ def generator_loss(
       noise: how slots are masked.
       loss_weight: how slots are weighted.
       label_smoothing_bins: width of the targets [bins].
-      perception_weight: of the auxiliary bird's-eye loss; 0 leaves it out.
     """
     num_scenes, device = len(batch.actions), batch.actions.device
     ratios = sample_mask_ratios(num_scenes * pairs_per_scene, generator)  # (B N,)
@@ -96,23 +90,17 @@ def generator_loss(
     by_scene = (num_scenes, -1, ANSWER_LENGTH)
     rows = complementary_rows(is_masked).reshape(by_scene)  # (B, 2 N, L)
     answer = batch.actions[:, None]  # (B, 1, L)
-    visual = model.encode_images(batch.tiles)
     logits = model(
-        None,
+        batch.tiles,
         batch.context_ids,
         predict_ids,
         mask_actions(answer, rows),
         context_lengths=batch.context_lengths,
-        visual=visual,
         scored_row=pair_scored_row(is_masked).reshape(by_scene),
     )
-    loss = answer_cross_entropy(
+    return answer_cross_entropy(
         logits, answer, None if weights is None else weights.reshape(by_scene), label_smoothing_bins
     )
-    if perception_weight == 0.0 or batch.perception is None:
-        return GeneratorLoss(loss.total, loss, None)
-    perception = F.binary_cross_entropy_with_logits(model.perception_logits(visual), batch.perception)
-    return GeneratorLoss(loss.total + perception_weight * perception, loss, perception.detach())
 
 
 def refiner_loss(

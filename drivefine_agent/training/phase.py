@@ -31,8 +31,9 @@ from drivefine_agent.training.optimization import (
 )
 from drivefine_agent.training.seeds import generator_for
 
-PHASES = ("generator", "refiner")
+PHASES = ("perception", "generator", "refiner")
 """In the order in which a run goes through them."""
+PERCEPTION_PARTS = ("vision", "projector")
 GENERATOR_PARTS = ("vision", "projector", "language", "action")
 REFINER_PARTS = ("refinement",)
 _GROUP_OF_PART = {"projector": "language", "refinement": "language"}
