@@ -267,16 +267,17 @@ class DriveFineModel(PreTrainedModel):
         The parts are disjoint and together hold every trainable parameter.
 
         Args:
-          part: `vision` (tower), `projector` (with the auxiliary head, if any), `language` (text embeddings
-            and head, shared and generation blocks, norm), `action` (both action tables), `refinement` (the
-            refinement expert's blocks).
+          part: `vision` (tower), `projector`, `perception` (the auxiliary head; may be empty), `language`
+            (text embeddings and head, shared and generation blocks, norm), `action` (both action tables),
+            `refinement` (the refinement expert's blocks).
 
         Raises:
           ValueError: for an unknown part.
         """
         prefixes = {
             "vision": ("vision.",),
-            "projector": ("projector.", "perception."),
+            "projector": ("projector.",),
+            "perception": ("perception.",),
             "language": (
                 "embeddings.embed_tokens.",
                 "embeddings.context_positions",

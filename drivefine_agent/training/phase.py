@@ -33,10 +33,10 @@ from drivefine_agent.training.seeds import generator_for
 
 PHASES = ("perception", "generator", "refiner")
 """In the order in which a run goes through them."""
-PERCEPTION_PARTS = ("vision", "projector")
+PERCEPTION_PARTS = ("vision", "projector", "perception")
 GENERATOR_PARTS = ("vision", "projector", "language", "action")
 REFINER_PARTS = ("refinement",)
-_GROUP_OF_PART = {"projector": "language", "refinement": "language"}
+_GROUP_OF_PART = {"projector": "language", "perception": "language", "refinement": "language"}
 
 
 @dataclass

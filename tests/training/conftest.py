@@ -23,7 +23,7 @@ SPLIT = "synth_one_stage"
 def image_dataset(navsim_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small dataset with front camera images of the full size (its own are thumbnails)."""
     folder = tmp_path_factory.mktemp("image_dataset")
-    for part in ("navsim_logs", "splits"):
+    for part in ("navsim_logs", "maps", "splits"):
         shutil.copytree(navsim_mini / part, folder / part)
     split = load_split(SPLIT, [folder / "splits"])
     root = folder / "sensor_blobs" / split.data_split
@@ -38,7 +38,7 @@ def image_dataset(navsim_mini: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def debug_settings(image_dataset: Path, tmp_path: Path) -> dict[str, Any]:
-    """Settings of a run of seconds: debug model, 24 scenes, 2 epochs of 3 steps, 1 epoch of the refiner."""
+    """Settings of a run of seconds: debug model, 24 scenes, 2 epochs of 3 steps, 1 each of the others."""
     batches = {
         "batch_size": 8,
         "average_decay": 0.9,
@@ -50,6 +50,8 @@ def debug_settings(image_dataset: Path, tmp_path: Path) -> dict[str, Any]:
         "spatial_min_m": -64.0,
         "prompt_wording": "short",
         "pose_format": "text",
+        "perception_rows": 4,
+        "perception_cols": 6,
     }
     return {
         "output_dir": str(tmp_path / "run"),
@@ -59,6 +61,7 @@ def debug_settings(image_dataset: Path, tmp_path: Path) -> dict[str, Any]:
         "max_validation_scenes": 6,
         "tile_cache_path": str(tmp_path.parent / "tiles"),
         "model": {"preset": "debug", "overrides": overrides},
+        "perception": {"num_epochs": 1, "batch_size": 8, "optimizer": {"learning_rate": 1e-3}},
         "generator": {
             **batches,
             "num_epochs": 2,

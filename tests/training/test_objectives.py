@@ -13,7 +13,13 @@ from drivefine_agent.training.config import AugmentationConfig, ModelChoice, Ref
 from drivefine_agent.training.corruptions import Corruption
 from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
 from drivefine_agent.training.model_choice import build_planner
-from drivefine_agent.training.objectives import Instructions, generator_loss, refiner_loss, spoilt_answers
+from drivefine_agent.training.objectives import (
+    Instructions,
+    generator_loss,
+    perception_loss,
+    refiner_loss,
+    spoilt_answers,
+)
 from drivefine_agent.training.scenes import load_split_scenes
 from drivefine_agent.training.seeds import generator_for
 
@@ -79,6 +85,26 @@ def test_generator_loss_reaches_everything_but_the_refiner(planner: Planner, sce
     for part, members in parts.items():
         share = len(members & reached) / len(members)
         assert share == 0 if part == "refinement" else share > 0.9, f"{part}: {share:.2f}"
+
+
+def test_perception_loss_is_the_mean_cross_entropy_and_reaches_what_sees(
+    planner: Planner, scenes: Demonstrations
+) -> None:
+    batch = scenes.batch(range(3))
+    assert batch.perception is not None
+    assert batch.perception.shape == (3, 2, 4, 6)
+    loss = perception_loss(planner.model, batch)
+    with torch.no_grad():
+        probability = planner.model.perception_logits(planner.model.encode_images(batch.tiles)).sigmoid()
+    expected = torch.where(batch.perception > 0.5, -probability.log(), -(1 - probability).log()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert {name.split(".")[0] for name in _reached(planner)} == {"vision", "projector", "perception"}
+
+
+def test_perception_without_grids_is_an_error(planner: Planner, scenes: Demonstrations) -> None:
+    with pytest.raises(ValueError, match="no bird's-eye grids"):
+        perception_loss(planner.model, scenes.batch(range(3))._replace(perception=None))
 
 
 def test_refiner_loss_reaches_the_refiner_alone(planner: Planner, scenes: Demonstrations) -> None:

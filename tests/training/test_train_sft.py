@@ -52,7 +52,8 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
 ) -> None:
     script.train(debug_config)
     broken = replace(debug_config, output_dir=str(tmp_path / "broken"))
-    for phase_name, step in (("generator", 3), ("generator", 5), ("refiner", 1), ("refiner", 2)):
+    stops = (("perception", 2), ("generator", 3), ("generator", 5), ("refiner", 1), ("refiner", 2))
+    for phase_name, step in stops:
         with monkeypatch.context() as patch:
             _stop_before(patch, phase_name, step)
             with pytest.raises(KeyboardInterrupt):
@@ -73,7 +74,7 @@ def test_finished_run_is_not_trained_again(
     assert _weights(config.output_dir) == before
 
 
-def test_run_writes_a_model_that_plans_and_the_numbers_of_both_phases(
+def test_run_writes_a_model_that_plans_and_the_numbers_of_all_phases(
     script: ModuleType, debug_config: TrainSFTConfig
 ) -> None:
     result = script.train(debug_config)
@@ -82,7 +83,8 @@ def test_run_writes_a_model_that_plans_and_the_numbers_of_both_phases(
     assert planner.model.config.n_refine == 2
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     groups = {line["group"] for line in lines}
-    assert groups == {"generator", "generator_validation", "refiner", "refiner_validation"}
+    phases = ("perception", "generator", "refiner")
+    assert groups == {*phases, *(f"{name}_validation" for name in phases)}
     assert result.refined_displacement_m == lines[-1]["refined_displacement_m"]
     assert list((folder / "tensorboard").iterdir())
 
