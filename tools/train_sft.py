@@ -45,9 +45,10 @@ from drivefine_agent.training.objectives import (
     refiner_loss,
 )
 from drivefine_agent.training.phase import (
-    GENERATOR_PARTS,
+    LANGUAGE_PARTS,
     PERCEPTION_PARTS,
     REFINER_PARTS,
+    VISION_PARTS,
     Phase,
     batch_order,
     num_epoch_steps,
@@ -147,7 +148,7 @@ def train_generator(
     phase = Phase.begin_or_resume(
         "generator",
         model,
-        GENERATOR_PARTS,
+        (*VISION_PARTS, *LANGUAGE_PARTS) if settings.train_vision else LANGUAGE_PARTS,
         settings.optimizer,
         settings.average_decay,
         num_steps=settings.num_epochs * per_epoch,
@@ -169,6 +170,7 @@ def train_generator(
             settings.noise,
             settings.loss_weight,
             settings.label_smoothing_bins,
+            settings.train_vision,
         )
         scalars = phase.update(loss.total)
         if step % run.log_every == 0:

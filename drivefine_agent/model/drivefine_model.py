@@ -336,7 +336,8 @@ class DriveFineModel(PreTrainedModel):
                 init.copy_(module.weight, rows)
         elif isinstance(module, (VisualProjector, Embeddings)):
             for parameter in module.parameters(recurse=False):  # newline and learned places
-                init.normal_(parameter, mean=0.0, std=std)
+                is_visual_place = isinstance(module, VisualProjector) and parameter is module.positions
+                init.normal_(parameter, mean=0.0, std=1.0 if is_visual_place else std)
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:

@@ -59,4 +59,6 @@ class VisualProjector(nn.Module):
             newline = self.newline.expand(batch_size, canvas.shape[1], 1, -1)
             canvas = torch.cat([canvas, newline], dim=2)
         visual = canvas.flatten(1, 2)
-        return visual if self.positions is None else visual + self.positions
+        if self.positions is None:
+            return visual
+        return F.layer_norm(visual, visual.shape[-1:]) + self.positions  # places as loud as contents

@@ -70,6 +70,9 @@ class GeneratorConfig:
     """Scenes per step."""
     pairs_per_scene: int = 1
     """Complementary pairs of masked answers per scene and step; they share the scene's image and prompt."""
+    train_vision: bool = True
+    """Whether tower and projector learn too. Not for a tower that has just been through `perception`: few
+    trajectories cannot keep what it has learned to see, and a frozen one costs half as much."""
     noise: NoiseName = "bernoulli"
     """How slots are masked, see `sample_masks`."""
     loss_weight: LossWeightName = "uniform"

@@ -66,6 +66,7 @@ def generator_loss(
     noise: NoiseName = "bernoulli",
     loss_weight: LossWeightName = "uniform",
     label_smoothing_bins: float = 0.0,
+    train_vision: bool = True,
 ) -> AnswerLoss:
     """Masked-diffusion loss with complementary masking (equation 1, model.md A6 and A7).
 
@@ -82,6 +83,7 @@ def generator_loss(
       noise: how slots are masked.
       loss_weight: how slots are weighted.
       label_smoothing_bins: width of the targets [bins].
+      train_vision: whether tower and projector get a gradient.
     """
     num_scenes, device = len(batch.actions), batch.actions.device
     ratios = sample_mask_ratios(num_scenes * pairs_per_scene, generator)  # (B N,)
@@ -90,12 +92,15 @@ def generator_loss(
     by_scene = (num_scenes, -1, ANSWER_LENGTH)
     rows = complementary_rows(is_masked).reshape(by_scene)  # (B, 2 N, L)
     answer = batch.actions[:, None]  # (B, 1, L)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and train_vision):
+        visual = model.encode_images(batch.tiles)
     logits = model(
-        batch.tiles,
+        None,
         batch.context_ids,
         predict_ids,
         mask_actions(answer, rows),
         context_lengths=batch.context_lengths,
+        visual=visual,
         scored_row=pair_scored_row(is_masked).reshape(by_scene),
     )
     return answer_cross_entropy(

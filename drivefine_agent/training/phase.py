@@ -33,8 +33,9 @@ from drivefine_agent.training.seeds import generator_for
 
 PHASES = ("perception", "generator", "refiner")
 """In the order in which a run goes through them."""
-PERCEPTION_PARTS = ("vision", "projector", "perception")
-GENERATOR_PARTS = ("vision", "projector", "language", "action")
+VISION_PARTS = ("vision", "projector")
+LANGUAGE_PARTS = ("language", "action")
+PERCEPTION_PARTS = (*VISION_PARTS, "perception")
 REFINER_PARTS = ("refinement",)
 _GROUP_OF_PART = {"projector": "language", "perception": "language", "refinement": "language"}
 
