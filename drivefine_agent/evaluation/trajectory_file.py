@@ -162,6 +162,7 @@ def write_scores(scores: pd.DataFrame, path: Path) -> None:
     try:
         pq.write_table(pa.table(columns), temporary)
         temporary.replace(path)
+    # Whatever ends the write, an interrupt too, must leave no half file behind; it is raised again.
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

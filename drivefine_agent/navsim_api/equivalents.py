@@ -249,7 +249,7 @@ class SensorConfig:
 
 
 class AbstractFeatureBuilder:
-    """Turns an `AgentInput` into unbatched tensors."""
+    """Turns an `AgentInput` into unbatched tensors. An interface, as NAVSIM has it."""
 
     def get_unique_name(self) -> str:
         """Name under which NAVSIM caches these features."""

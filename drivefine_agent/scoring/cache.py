@@ -294,6 +294,7 @@ def write_atomically(path: Path, parts: list[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    # Whatever ends the write, an interrupt too, must leave no half file behind; it is raised again.
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -22,8 +22,7 @@ class OptimizerConfig:
     """Peak rate of the language model's blocks, embeddings and projector."""
     muon_learning_rate: float = 0.0
     """Peak rate of Muon (torch.optim.Muon) on the matrices inside the blocks; 0: AdamW there too, as in the
-    paper. For models trained from scratch, which learn from far fewer scenes with it; updates are scaled to
-    AdamW's root mean square."""
+    paper. Meant for models trained from scratch; updates are scaled to AdamW's root mean square."""
     vision_factor: float = 0.1
     """Times the peak rate, for a pretrained vision tower; 1 for one that starts from scratch."""
     action_factor: float = 5.0
