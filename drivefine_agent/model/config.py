@@ -19,6 +19,7 @@ EXPERTS: tuple[str, ...] = get_args(Expert)
 PromptType = Literal["base", "vel_and_acc"]
 PoseFormat = Literal["text", "action_tokens"]
 PromptWording = Literal["full", "short"]
+ActionRows = Literal["free", "ordinal"]
 
 PERCEPTION_CHANNELS = 2
 """Of the auxiliary bird's-eye grid: drivable area; road users and objects."""
@@ -48,6 +49,8 @@ class DriveFineConfig(PreTrainedConfig):
         to predict in training, see `training/perception.py`; 0: none. For towers that start from scratch.
       slot_restricted: softmax over the slot's own table (True) or over the whole vocabulary, text included
         (False).
+      action_rows: `free`, a row per action (the paper), or `ordinal`, rows that are a learned map of fixed
+        Fourier features of the value. For small models trained from scratch on few scenes.
       action_embedding_std: of the action rows at initialisation; None: that of the existing embeddings.
       prompt_type: `base` (history and command) or `vel_and_acc` (also velocity and acceleration).
       pose_format: numbers in the prompt as `text` (the paper) or as `action_tokens` (one shared number
@@ -80,6 +83,7 @@ class DriveFineConfig(PreTrainedConfig):
         perception_rows: int = 0,
         perception_cols: int = 0,
         slot_restricted: bool = True,
+        action_rows: ActionRows = "free",
         action_embedding_std: float | None = None,
         prompt_type: PromptType = "base",
         pose_format: PoseFormat = "text",
@@ -112,6 +116,7 @@ class DriveFineConfig(PreTrainedConfig):
         self.perception_rows = perception_rows
         self.perception_cols = perception_cols
         self.slot_restricted = slot_restricted
+        self.action_rows = action_rows
         self.action_embedding_std = action_embedding_std
         self.prompt_type = prompt_type
         self.pose_format = pose_format
@@ -132,6 +137,7 @@ class DriveFineConfig(PreTrainedConfig):
             ("prompt_type", self.prompt_type, get_args(PromptType)),
             ("pose_format", self.pose_format, get_args(PoseFormat)),
             ("prompt_wording", self.prompt_wording, get_args(PromptWording)),
+            ("action_rows", self.action_rows, get_args(ActionRows)),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
@@ -146,6 +152,11 @@ class DriveFineConfig(PreTrainedConfig):
     def base_vocab_size(self) -> int:
         """Rows of the language model's own vocabulary; token id of action a is `base_vocab_size + a`."""
         return self.text_config.vocab_size
+
+    @property
+    def action_std(self) -> float:
+        """Spread of new action rows that have no pretrained rows beside them."""
+        return self.action_embedding_std or float(self.text_config.initializer_range)
 
     @property
     def num_shared_blocks(self) -> int:
@@ -250,6 +261,7 @@ class DriveFineConfig(PreTrainedConfig):
             "learned_positions": True,
             "perception_rows": 16,
             "perception_cols": 12,
+            "action_rows": "ordinal",
             "action_embedding_std": 0.1,
             "prompt_type": "vel_and_acc",
             "pose_format": "action_tokens",

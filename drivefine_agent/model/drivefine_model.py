@@ -25,7 +25,7 @@ from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
 from drivefine_agent.model.config import DriveFineConfig, Expert
-from drivefine_agent.model.heads import ActionTable, Embeddings, Heads
+from drivefine_agent.model.heads import ActionTable, Embeddings, Heads, OrdinalActionTable
 from drivefine_agent.model.initialisation import ordinal_rows
 from drivefine_agent.model.perception_head import PerceptionHead
 from drivefine_agent.model.vision import VisionEncoder, VisualProjector
@@ -308,16 +308,23 @@ class DriveFineModel(PreTrainedModel):
           reference_ids: base rows whose mean the action rows start from, e.g. those of the digits, dot and
             minus; None: all rows.
           generator: of the random mixing.
+
+        Raises:
+          ValueError: the model's action rows are no parameters of their own (`action_rows="ordinal"`).
         """
+        if self.config.action_rows != "free":
+            raise ValueError(
+                "only free action rows can start from existing ones, "
+                f"got action_rows={self.config.action_rows!r}"
+            )
         for table, base in (
             (self.embeddings.action_embed, self.embeddings.embed_tokens.weight),
             (self.heads.action_head, self.heads.lm_head.weight),
         ):
             reference = base.detach() if reference_ids is None else base.detach()[reference_ids]
             std = self.config.action_embedding_std or float(base.detach().float().std())
-            rows = ordinal_rows(table.spec, reference.float().mean(dim=0), std, generator)
             with torch.no_grad():
-                table.weight.copy_(rows)
+                table.weight.copy_(ordinal_rows(table.spec, reference.float().mean(dim=0), std, generator))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -330,10 +337,11 @@ class DriveFineModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, ActionTable):
             if module.weight.device.type != "meta":
-                rows = ordinal_rows(
-                    module.spec, torch.zeros(module.weight.shape[1]), self.config.action_embedding_std or std
-                )
-                init.copy_(module.weight, rows)
+                mean = torch.zeros(module.weight.shape[1])
+                init.copy_(module.weight, ordinal_rows(module.spec, mean, self.config.action_std))
+        elif isinstance(module, OrdinalActionTable):
+            init.orthogonal_(module.spatial)
+            init.orthogonal_(module.heading)
         elif isinstance(module, (VisualProjector, Embeddings)):
             for parameter in module.parameters(recurse=False):  # newline and learned places
                 is_visual_place = isinstance(module, VisualProjector) and parameter is module.positions

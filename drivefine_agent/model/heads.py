@@ -5,6 +5,8 @@ Separate, so that a checkpoint loads without resizing and the action rows can ha
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,10 +15,11 @@ from drivefine_agent.actions import MASKED, ActionSpec
 from drivefine_agent.answer import AnswerLogits
 from drivefine_agent.constants import NUM_POSE_FIELDS
 from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.initialisation import ordinal_features
 
 
 class ActionTable(nn.Module):
-    """One row per action; a class of its own so that initialisation knows which rows are ordinal."""
+    """One row per action, each a parameter of its own: for fine-tuning beside a pretrained vocabulary."""
 
     def __init__(self, spec: ActionSpec, width: int) -> None:
         super().__init__()
@@ -26,6 +29,55 @@ class ActionTable(nn.Module):
     def forward(self, action_ids: Tensor) -> Tensor:
         """(..., D) rows of action ids (...)."""
         return F.embedding(action_ids, self.weight)
+
+    def spatial_scores(self, hidden: Tensor, frozen: bool = False) -> Tensor:
+        """(..., Vs) float32 products of hidden states (..., D) with the rows of positions.
+
+        Args:
+          hidden: hidden states.
+          frozen: whether the table gets no gradient (the hidden states still do).
+        """
+        return _scores(hidden, _weight(self.weight, frozen)[: self.spec.heading_offset])
+
+    def heading_scores(self, hidden: Tensor, frozen: bool = False) -> Tensor:
+        """(..., Vh) the same with the rows of headings."""
+        return _scores(hidden, _weight(self.weight, frozen)[self.spec.heading_offset :])
+
+
+class OrdinalActionTable(nn.Module):
+    """Rows that are a learned linear map of fixed Fourier features of the action's value.
+
+    What is learned of one value then holds for its neighbours, and logits are smooth over the bins, so that
+    their maximum is well defined. For small models trained from scratch on thousands of scenes, where most
+    rows of a free table would hardly ever be a target. Not in the paper.
+    """
+
+    def __init__(self, spec: ActionSpec, width: int, std: float) -> None:
+        super().__init__()
+        self.spec = spec
+        self.std = std
+        self.spatial = nn.Parameter(torch.zeros(width, width))
+        self.heading = nn.Parameter(torch.zeros(width, width))
+
+    def forward(self, action_ids: Tensor) -> Tensor:
+        """(..., D) rows of action ids (...)."""
+        features = F.embedding(action_ids, self._features(self.spatial))
+        is_heading = (action_ids >= self.spec.heading_offset)[..., None]
+        return torch.where(is_heading, features @ self.heading, features @ self.spatial)
+
+    def spatial_scores(self, hidden: Tensor, frozen: bool = False) -> Tensor:
+        """As `ActionTable.spatial_scores`."""
+        features = self._features(hidden)[: self.spec.heading_offset]
+        return _scores(hidden @ _weight(self.spatial, frozen).T, features)
+
+    def heading_scores(self, hidden: Tensor, frozen: bool = False) -> Tensor:
+        """As `ActionTable.heading_scores`."""
+        features = self._features(hidden)[self.spec.heading_offset :]
+        return _scores(hidden @ _weight(self.heading, frozen).T, features)
+
+    def _features(self, like: Tensor) -> Tensor:
+        """(num_actions, D) fixed features, of the device and type of a tensor."""
+        return _scaled_features(self.spec, self.spatial.shape[0], self.std, like.device, like.dtype)
 
 
 class Embeddings(nn.Module):
@@ -37,7 +89,7 @@ class Embeddings(nn.Module):
         self.mask_token_id = config.mask_token_id
         self.embed_tokens = nn.Embedding(config.base_vocab_size, config.text_config.hidden_size)
         width = config.text_config.hidden_size
-        self.action_embed = ActionTable(config.action_spec, width)
+        self.action_embed = make_action_table(config)
         self.context_positions = self.answer_positions = None
         if config.learned_positions:
             self.context_positions = nn.Parameter(
@@ -79,7 +131,7 @@ class Heads(nn.Module):
         super().__init__()
         self.slot_restricted = config.slot_restricted
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.base_vocab_size, bias=False)
-        self.action_head = ActionTable(config.action_spec, config.text_config.hidden_size)
+        self.action_head = make_action_table(config)
 
     def forward(self, hidden: Tensor, frozen: bool = False) -> AnswerLogits:
         """Logits of answers.
@@ -88,18 +140,37 @@ class Heads(nn.Module):
           hidden: (..., L, D) normed hidden states of complete answers.
           frozen: whether the tables get no gradient (the input still does).
         """
-        table = self.action_head.weight.detach() if frozen else self.action_head.weight
-        split = self.action_head.spec.heading_offset
         by_pose = hidden.unflatten(-2, (-1, NUM_POSE_FIELDS))  # (..., T, 3, D)
+        table = self.action_head
         if self.slot_restricted:
             return AnswerLogits(
-                _scores(by_pose[..., :2, :], table[:split]), _scores(by_pose[..., 2, :], table[split:])
+                table.spatial_scores(by_pose[..., :2, :], frozen),
+                table.heading_scores(by_pose[..., 2, :], frozen),
             )
-        actions = _scores(by_pose, table)  # (..., T, 3, Vs + Vh)
-        text_weight = self.lm_head.weight.detach() if frozen else self.lm_head.weight
-        text = _scores(by_pose, text_weight).logsumexp(-1)
-        log_normalizer = torch.logaddexp(actions.logsumexp(-1), text).flatten(-2)
-        return AnswerLogits(actions[..., :2, :split], actions[..., 2, split:], log_normalizer)
+        spatial, heading = table.spatial_scores(by_pose, frozen), table.heading_scores(by_pose, frozen)
+        text = _scores(by_pose, _weight(self.lm_head.weight, frozen))
+        normalizer = torch.stack([scores.logsumexp(-1) for scores in (spatial, heading, text)]).logsumexp(0)
+        return AnswerLogits(spatial[..., :2, :], heading[..., 2, :], normalizer.flatten(-2))
+
+
+def make_action_table(config: DriveFineConfig) -> ActionTable | OrdinalActionTable:
+    """The table that `config.action_rows` asks for, not yet initialised."""
+    width = config.text_config.hidden_size
+    if config.action_rows == "free":
+        return ActionTable(config.action_spec, width)
+    return OrdinalActionTable(config.action_spec, width, config.action_std)
+
+
+@functools.lru_cache(maxsize=8)
+def _scaled_features(
+    spec: ActionSpec, width: int, std: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(num_actions, width) Fourier features whose orthogonal maps have spread `std`."""
+    return (ordinal_features(spec, width) * std).to(device, dtype)
+
+
+def _weight(parameter: Tensor, frozen: bool) -> Tensor:
+    return parameter.detach() if frozen else parameter
 
 
 def _scores(hidden: Tensor, table: Tensor) -> Tensor:

@@ -48,11 +48,19 @@ def ordinal_rows(
     Returns:
       (num_actions, D) float32.
     """
-    width = len(mean)
+    features = ordinal_features(spec, len(mean))
     rows = []
-    for grid in (spec.spatial_m, spec.heading_deg):
-        features = fourier_features(grid, num_frequencies=width // 2)
-        mixing, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
-        mixed = features @ mixing[: features.shape[1]]  # orthonormal: distances between rows are kept
-        rows.append(mixed * math.sqrt(width / (width // 2)) * std)
+    for part in (features[: spec.heading_offset], features[spec.heading_offset :]):
+        mixing, _ = torch.linalg.qr(torch.randn(len(mean), len(mean), generator=generator))
+        rows.append(part @ mixing * std)  # orthonormal: distances between rows are kept
     return torch.cat(rows) + mean.float().cpu()
+
+
+def ordinal_features(spec: ActionSpec, width: int) -> Tensor:
+    """(num_actions, width) float32 features of every action's value, of mean square 1.
+
+    The last column of an odd width is 0.
+    """
+    count = width // 2
+    features = torch.cat([fourier_features(grid, count) for grid in (spec.spatial_m, spec.heading_deg)])
+    return torch.nn.functional.pad(features * math.sqrt(width / count), (0, width - 2 * count))
