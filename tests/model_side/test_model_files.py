@@ -250,6 +250,42 @@ def test_action_tables_start_ordinal_with_their_own_mean_and_spread() -> None:
         assert float((table.detach() - base.detach()[10:20].mean(0)).std()) == pytest.approx(spread, rel=0.2)
 
 
+def test_ordinal_tables_score_as_their_own_rows_and_are_smooth(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DriveFineModel(DriveFineConfig.debug(action_rows="ordinal", action_embedding_std=0.2))
+    table, offset = model.heads.action_head, model.config.action_spec.heading_offset
+    rows = table(torch.arange(model.config.action_spec.num_actions)).detach()  # (V, D), one by one
+    assert float(rows.std()) == pytest.approx(0.2, rel=0.2)
+    hidden = torch.randn(5, rows.shape[1])
+    assert torch.allclose(table.spatial_scores(hidden), hidden @ rows[:offset].T, atol=1e-5)
+    assert torch.allclose(table.heading_scores(hidden), hidden @ rows[offset:].T, atol=1e-5)
+    # Whatever is learned, neighbouring rows stay closer than far ones: the map is common to all.
+    with torch.no_grad():
+        table.spatial.normal_()
+    moved = table(torch.arange(offset)).detach()
+    near = (moved[1:] - moved[:-1]).norm(dim=1).mean()
+    far = (moved[16:] - moved[:-16]).norm(dim=1).mean()
+    assert near < 0.6 * far
+    # The fixed features are no part of a checkpoint, and come out the same after loading.
+    model.save_pretrained(tmp_path)
+    loaded = DriveFineModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.heads.action_head(torch.arange(offset)), moved)
+    with pytest.raises(ValueError, match="only free action rows"):
+        loaded.initialise_action_rows()
+
+
+def test_frozen_ordinal_tables_get_no_gradient() -> None:
+    model = DriveFineModel(DriveFineConfig.debug(action_rows="ordinal"))
+    hidden = torch.randn(2, 24, 64, requires_grad=True)
+    (
+        model.heads(hidden, frozen=True).heading.sum() + model.heads(hidden, frozen=True).spatial.sum()
+    ).backward()
+    assert hidden.grad is not None
+    assert all(p.grad is None for p in model.heads.parameters())
+    model.heads(hidden).heading.sum().backward()
+    assert model.heads.action_head.heading.grad is not None
+
+
 def test_the_vision_tower_is_read_before_its_final_norm() -> None:
     model = make_model(dtype=torch.float32)
     tiles = make_inputs(model).tiles
