@@ -1,0 +1,1 @@
+"""Reinforcement learning of DriveFine: flat scripts and the modules they use."""

@@ -1,0 +1,312 @@
+"""Checkpoints of a reinforcement run: a model that can be used as it is, where it comes from, how to go on.
+
+    <run>/checkpoints/0000120/
+        model/                  what `Planner.from_pretrained` loads
+        moments-*.safetensors   the optimizer's state, see `state_files.py`
+        provenance.json         step, code, data, rewards, seeds, configuration, parent
+
+A checkpoint is complete when its folder has its final name: it is written under another one, flushed to the
+disk and renamed, and the one before is removed only after that. Random numbers need no entry, see
+`drivefine_agent/training/seeds.py`. With several machines, the run's folder must be on a disk they share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from drivefine_agent.errors import DataError
+from drivefine_agent.planner import Planner
+from rl.engine import Engine
+from rl.state_files import weight_files
+
+CARD = "provenance.json"
+FREE_KEYS = (
+    "output_dir",
+    "experiment_name",
+    "tile_cache_path",
+    "engine",
+    "run.log_every",
+    "run.checkpoint_every",
+    "run.num_threads",
+    "run.device",
+)
+"""Keys, or groups of keys, that may change when a run goes on: they do not touch what is learned."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a checkpoint comes from; all of it is written into every checkpoint of a run."""
+
+    configuration: Mapping[str, Any]
+    """Of the run, as nested JSON values."""
+    data: Mapping[str, Any]
+    """From `data_record`."""
+    parent: Mapping[str, Any]
+    """From `parent_record`: the model that the run started from."""
+    reward_weights: Mapping[str, float]
+    seeds: Mapping[str, int]
+    code: Mapping[str, Any] = field(default_factory=lambda: code_record())
+    """Versions, and the commit if there is one."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a run goes on from."""
+
+    folder: Path
+    step: int
+    """Finished optimizer steps."""
+
+
+def save_run_state(folder: Path, step: int, engine: Engine, planner: Planner, provenance: Provenance) -> Path:
+    """Writes the checkpoint of a step and then removes older ones; every process must call this.
+
+    Args:
+      folder: the run's checkpoint folder.
+      step: finished optimizer steps.
+      engine: with the weights.
+      planner: configuration and text tokenizer of the model.
+      provenance: of the run.
+
+    Returns:
+      The checkpoint's folder.
+
+    Raises:
+      DataError: it cannot be written, such as on a full disk; the last good checkpoint is then still there.
+        Raised on the main process, and as `ProcessLostError` on the others.
+    """
+    target = folder / f"{step:07d}"
+    part = folder / f".{target.name}.part"
+    card = asdict(provenance) | {
+        "step": step,
+        "backend": engine.config.backend,
+        "num_processes": engine.world_size,
+    }
+    if engine.agree((target / CARD).is_file()):
+        return target  # written before the run was stopped; the same steps give the same bits
+    try:
+        weights = engine.gather_weights()
+        engine.raise_together(_write_model(part, planner, weights, card) if engine.is_main else None)
+        del weights
+        engine.save_state(part)
+        engine.raise_together(_publish(part, target) if engine.is_main else None)
+    except DataError as error:
+        raise DataError(
+            f"{error}. {_last_good(folder)}; make room and start the same command again to go on from there"
+        ) from error
+    finally:
+        if engine.is_main:
+            shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def find_run_state(folder: Path, engine: Engine, configuration: Mapping[str, Any]) -> Resumed | None:
+    """The newest checkpoint of a run, the same for all processes; None: there is none, start afresh.
+
+    Args:
+      folder: the run's checkpoint folder.
+      engine: of the run.
+      configuration: of the run that wants to go on.
+
+    Raises:
+      DataError: the checkpoint is of another configuration, or a process does not see it.
+    """
+    newest = [path.name for path in run_states(folder)[-1:]] if engine.is_main else None
+    agreed = engine.agree(newest)
+    if not agreed:
+        return None
+    checkpoint = folder / agreed[0]
+    error: DataError | None = None
+    step = 0
+    try:
+        card = read_card(checkpoint)
+        step = int(card["step"])
+        check_same_configuration(checkpoint, card["configuration"], configuration)
+    except DataError as problem:
+        error = problem
+    engine.raise_together(error)
+    return Resumed(checkpoint, step)
+
+
+def resume_run_state(folder: Path, engine: Engine, configuration: Mapping[str, Any]) -> Resumed | None:
+    """Finds the newest checkpoint and gives its weights and moments to the engine; see `find_run_state`."""
+    found = find_run_state(folder, engine, configuration)
+    if found is not None:
+        engine.load_state(found.folder)
+    return found
+
+
+def run_states(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"[!.]*/{CARD}"))
+
+
+def read_card(checkpoint: Path) -> dict[str, Any]:
+    """The provenance card of a checkpoint.
+
+    Raises:
+      DataError: it is missing or damaged.
+    """
+    try:
+        return dict(json.loads((checkpoint / CARD).read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read {checkpoint / CARD}: {error}. With several machines the run's folder must be on a "
+            "disk they share; delete a damaged checkpoint to go on from an earlier one"
+        ) from error
+
+
+def check_same_configuration(checkpoint: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of another configuration.
+
+    Raises:
+      DataError: names the keys that differ.
+    """
+    first, second = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    differing = sorted(
+        key
+        for key in first.keys() | second.keys()
+        if first.get(key) != second.get(key)
+        and not any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+    )
+    if differing:
+        changes = ", ".join(f"{key}: {first.get(key)!r} -> {second.get(key)!r}" for key in differing[:5])
+        raise DataError(
+            f"checkpoint {checkpoint} is of another configuration ({changes}): choose another "
+            "experiment_name or output_dir, or go back to the old settings"
+        )
+
+
+# -------------------------------------------------------------------------------------- records of the card
+
+
+def data_record(split: str, tokens: Sequence[str]) -> dict[str, Any]:
+    """Which scenes were learned from: the split's name, their number, a hash of their tokens in order."""
+    return {
+        "split": split,
+        "num_scenes": len(tokens),
+        "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
+    }
+
+
+def parent_record(folder: Path) -> dict[str, Any]:
+    """The model that a run starts from: its folder and a hash of its weights.
+
+    Raises:
+      DataError: it has no weights.
+    """
+    return {"path": str(folder), "weights_sha256": weights_hash(folder)}
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's weight files.
+
+    Raises:
+      DataError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in weight_files(folder):
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while block := content.read(2**24):
+                    digest.update(block)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot read the weights of the model in {folder}: {error}") from error
+    return digest.hexdigest()
+
+
+def code_record() -> dict[str, Any]:
+    """Versions of this package and torch, and the git commit of its sources if there is one."""
+    return {
+        "drivefine": importlib.metadata.version("drivefine"),
+        "torch": torch.__version__,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_is_clean": _git("status", "--porcelain", "--untracked-files=no") == "",
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command at this file's sources; None where there is no repository or no git."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# -------------------------------------------------------------------------------------- writing
+
+
+def _write_model(
+    part: Path, planner: Planner, weights: Mapping[str, Tensor], card: Mapping[str, Any]
+) -> DataError | None:
+    """Starts a checkpoint; returns what went wrong, because the other processes still wait."""
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "model").mkdir(parents=True)
+        planner.model.save_pretrained(part / "model", state_dict=dict(weights))
+        planner.text_tokenizer.save(part / "model")
+        content = dict(card) | {"weights_sha256": weights_hash(part / "model")}
+        (part / CARD).write_text(json.dumps(content, indent=1) + "\n")
+    except (OSError, SafetensorError, DataError) as error:
+        return DataError(f"cannot write checkpoint {part}: {error}")
+    return None
+
+
+def _publish(part: Path, target: Path) -> DataError | None:
+    """Flushes a finished checkpoint to the disk, gives it its name, removes those before it."""
+    try:
+        for path in [*part.rglob("*"), part]:
+            _flush(path)
+        os.replace(part, target)
+        _flush(target.parent)
+        for old in run_states(target.parent):
+            if old != target:
+                shutil.rmtree(old)
+    except OSError as error:
+        return DataError(f"cannot write checkpoint {target}: {error}")
+    return None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _last_good(folder: Path) -> str:
+    kept = run_states(folder)
+    return f"The last good checkpoint is {kept[-1]}" if kept else "There is no earlier checkpoint"
+
+
+def _flat(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in configuration.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
