@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -432,8 +433,8 @@ class TorchEngine(Engine):
         self._wrapped: nn.Module
         if config.backend == "fsdp2":
             self._skeleton = without_weights(self._model)
-            shard(module, self.device, processes.world_size, config.precision)
             self._wrapped = module
+            shard(module, self.device, processes.world_size, config.precision)
         else:
             module.to(self.device)
             self._wrapped = module
@@ -485,7 +486,7 @@ class TorchEngine(Engine):
         if self._skeleton is None:
             return self._model
         dtype = torch.bfloat16 if self.config.precision == "bfloat16" else None
-        return with_weights(self._skeleton, dict(self._whole_state()), self.device, dtype)
+        return with_weights(self._skeleton, self._whole_state(), self.device, dtype)
 
     def _whole_state(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._model.state_dict().items():
@@ -541,6 +542,8 @@ def make_optimizer(
 
 def shard(module: nn.Module, device: torch.device, world_size: int, precision: str) -> None:
     """FSDP2 in place: each transformer block is gathered when it is used, the rest with the whole policy."""
+    # Keys and values are views; nothing in the model changes them in place, which is what FSDP2 warns of.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world_size,))
     policy = MixedPrecisionPolicy()
     if precision == "bfloat16":
@@ -573,27 +576,25 @@ def part_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def without_weights(module: nn.Module) -> nn.Module:
-    """A copy on the meta device, for `with_weights`."""
-    tensors = [*module.parameters(), *module.buffers()]
+    """A copy whose parameters are on the meta device, for `with_weights`."""
     memo: dict[int, Any] = {
-        id(t): nn.Parameter(torch.empty_like(t, device="meta"), requires_grad=False)
-        if isinstance(t, nn.Parameter)
-        else torch.empty_like(t, device="meta")
-        for t in tensors
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in module.parameters()
     }
     return copy.deepcopy(module, memo)
 
 
 def with_weights(
-    skeleton: nn.Module, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype | None
+    skeleton: nn.Module,
+    state: Iterable[tuple[str, Tensor]],
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> Any:
-    """A plain module that shares the given tensors, on `device`, in `dtype` (None: as they are)."""
+    """A plain module with the given tensors, on `device`, floating ones in `dtype` (None: as they are)."""
     module = copy.deepcopy(skeleton)
-    module.load_state_dict({name: value.to(device, dtype) for name, value in state.items()}, assign=True)
-    left = [name for name, tensor in module.named_buffers() if tensor.is_meta]
-    if left:
-        raise RuntimeError(f"buffers outside the state cannot be rebuilt: {left}; make them persistent")
-    return module.requires_grad_(False)
+    moved = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in state}
+    module.load_state_dict(moved, assign=True)
+    return module.requires_grad_(False).to(device)
 
 
 def _names_in_module(
