@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from drivefine_agent.answer import AnswerLogits, Randomness
 from drivefine_agent.data.types import Observation
-from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace, decode
+from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace, decode, read_out
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.backbone.cache import ContextCache
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.text_tokenizer import TextTokenizer
@@ -66,7 +68,7 @@ def plan_tokens(
     options: DecodingOptions,
     context_lengths: Tensor | None = None,
     visual: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Randomness = None,
 ) -> PlanTokens:
     """Decodes a batch of prompts, then refines, without gradients. All samples of a scene share its prompt.
 
@@ -79,23 +81,41 @@ def plan_tokens(
       options: how to decode.
       context_lengths: (B,), None when nothing is padded.
       visual: (B, V, D) visual tokens from `model.encode_images`.
-      generator: on the model's device, for temperature > 0.
+      generator: for temperature > 0.
     """
     with torch.no_grad():
         context = model.encode_context(tiles, context_ids, context_lengths, visual)
-        prompt = model.append_instruction(context, predict_ids)
-        trace = decode(
-            lambda actions: model.answer_logits(prompt, actions),
-            len(context_ids),
-            options,
-            context_ids.device,
-            generator,
-        )
+        trace = generate(model, context, predict_ids, options, generator)
         if not options.refine or model.config.n_refine == 0:
             return PlanTokens(trace, None)
-        prompt = model.append_instruction(context, refine_ids, expert="refinement")
-        refined = model.answer_logits(prompt, trace.actions).sample(options.refine_temperature, generator)
-    return PlanTokens(trace, refined)
+        logits = refiner_logits(model, context, refine_ids, trace.actions)
+        return PlanTokens(trace, read_out(logits, options, generator))
+
+
+def generate(
+    model: DriveFineModel,
+    context: ContextCache,
+    predict_ids: Tensor,
+    options: DecodingOptions,
+    generator: Randomness = None,
+) -> DenoisingTrace:
+    """What the generation expert writes, from all slots masked to complete answers."""
+    prompt = model.append_instruction(context, predict_ids)
+    return decode(
+        lambda actions: model.open_slot_logits(prompt, actions),
+        len(context.hidden),
+        options,
+        context.hidden.device,
+        generator,
+    )
+
+
+def refiner_logits(
+    model: DriveFineModel, context: ContextCache, refine_ids: Tensor, anchors: Tensor
+) -> AnswerLogits:
+    """The refinement expert's 24 distributions for each complete answer (B, N, L), in one step."""
+    prompt = model.append_instruction(context, refine_ids, expert="refinement")
+    return model.answer_logits(prompt, anchors)
 
 
 class Planner:
@@ -157,14 +177,14 @@ class Planner:
         self,
         observations: Sequence[Observation],
         options: DecodingOptions | None = None,
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
     ) -> PlanResult:
         """Trajectories for a batch of observations.
 
         Args:
           observations: B of them, at least one.
           options: in place of the planner's own.
-          generator: on the model's device, for temperature > 0; None: torch's global one.
+          generator: for temperature > 0; None: torch's global one.
 
         Raises:
           ValueError: if there are no observations, or one is malformed.

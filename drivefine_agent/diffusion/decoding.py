@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from drivefine_agent.actions import MASKED
-from drivefine_agent.answer import AnswerLogits
+from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, Randomness, random_uniform
 from drivefine_agent.constants import ANSWER_LENGTH
 from drivefine_agent.diffusion.schedule import PAPER_SHIFT_ALPHA, SCHEDULES, ScheduleName, unmask_quotas
 
 OrderName = Literal["confidence", "random"]
 ORDERS: tuple[str, ...] = get_args(OrderName)
 
-AnswerModel = Callable[[Tensor], AnswerLogits]
-"""(B, N, L) action ids, some `MASKED` -> logits with leading axes (B, N)."""
+ReadoutName = Literal["median", "mode"]
+READOUTS: tuple[str, ...] = get_args(ReadoutName)
+
+AnswerModel = Callable[[Tensor], AnswerLogits | OpenSlotLogits]
+"""(B, N, L) action ids, some `MASKED` -> logits with leading axes (B, N), at least of the masked slots."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class DecodingOptions:
     refine: bool = True
     """Whether to re-predict all slots with the refinement expert, where the model has one."""
     refine_temperature: float = 0.0
-    """Of the refinement expert; 0 takes the most likely action in every slot."""
+    """Of the refinement expert's samples; 0 reads its distributions out, see `refine_readout`."""
+    refine_readout: ReadoutName = "median"
+    """What stands for the refinement expert's 24 independent distributions at temperature 0: the medians, or
+    the most likely actions. The paper does not say."""
 
     def __post_init__(self) -> None:
         unmask_quotas(ANSWER_LENGTH, self.num_steps, self.schedule, self.shift_alpha)
@@ -52,6 +58,10 @@ class DecodingOptions:
             raise ValueError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if self.order not in ORDERS:
             raise ValueError(f"unknown order {self.order!r}: choose one of {', '.join(ORDERS)}")
+        if self.refine_readout not in READOUTS:
+            raise ValueError(
+                f"unknown refine_readout {self.refine_readout!r}: choose one of {', '.join(READOUTS)}"
+            )
         if self.temperature < 0.0 or self.refine_temperature < 0.0:
             raise ValueError(
                 f"temperatures must not be negative, got {self.temperature} and {self.refine_temperature}"
@@ -85,12 +95,25 @@ class DenoisingTrace(NamedTuple):
         return torch.where(self.step_map < denoise_step, self.actions, MASKED)
 
 
+def read_out(logits: AnswerLogits, options: DecodingOptions, generator: Randomness = None) -> Tensor:
+    """(B, N, L) the refinement expert's answer: 24 independent distributions, in one step.
+
+    Args:
+      logits: of the refinement expert, given complete answers.
+      options: `refine_temperature` and `refine_readout`.
+      generator: for refine_temperature > 0.
+    """
+    if options.refine_temperature == 0.0 and options.refine_readout == "median":
+        return logits.median()
+    return logits.sample(options.refine_temperature, generator)
+
+
 def decode(
     model: AnswerModel,
     batch_size: int,
     options: DecodingOptions,
     device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    generator: Randomness = None,
 ) -> DenoisingTrace:
     """Fills in `num_samples` answers for each of `batch_size` scenes.
 
@@ -98,29 +121,31 @@ def decode(
     are discarded. What is committed never changes again.
 
     Args:
-      model: partially masked answers -> logits; called once per step.
+      model: partially masked answers -> logits; called once per step, first for (B, 1, L): at the start, all
+        samples of a scene are the same.
       batch_size: B.
       options: what to do.
       device: where the answers live.
-      generator: of that device, for temperature > 0 or random order.
+      generator: for temperature > 0 or random order.
     """
     shape = (batch_size, options.num_samples, ANSWER_LENGTH)
     actions = torch.full(shape, MASKED, dtype=torch.long, device=device)
     step_map = torch.full(shape, MASKED, dtype=torch.long, device=device)
     log_probs = torch.zeros(shape, dtype=torch.float32, device=device)
+    uniform = torch.zeros(shape, dtype=torch.float64, device=device)  # unused at temperature 0
     for denoise_step, quota in enumerate(options.quotas):
-        logits = model(actions)
-        candidates = logits.sample(options.temperature, generator)
-        candidate_log_probs = logits.log_probs(candidates)
-        if options.order == "confidence":
-            priority = candidate_log_probs
-        else:
-            priority = torch.rand(shape, generator=generator, device=device)
+        logits = model(actions if denoise_step > 0 else actions[:, :1])
+        if options.temperature > 0.0:
+            uniform = random_uniform(shape, generator, device)
+        candidates, candidate_log_probs = logits.draw(options.temperature, uniform)
+        priority = candidate_log_probs
+        if options.order == "random":
+            priority = random_uniform(shape, generator, device)
         priority = priority.masked_fill(actions != MASKED, -torch.inf)
         # A stable sort breaks ties by slot, so that equal confidences decode the same everywhere.
         chosen = priority.sort(dim=-1, descending=True, stable=True).indices[..., :quota]
         is_chosen = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(-1, chosen, True)
         actions = torch.where(is_chosen, candidates, actions)
         step_map = step_map.masked_fill(is_chosen, denoise_step)
-        log_probs = torch.where(is_chosen, candidate_log_probs.float(), log_probs)
+        log_probs = torch.where(is_chosen, candidate_log_probs, log_probs)
     return DenoisingTrace(actions, step_map, log_probs)

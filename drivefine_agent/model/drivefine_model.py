@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from drivefine_agent.answer import AnswerLogits
+from drivefine_agent.actions import MASKED
+from drivefine_agent.answer import AnswerLogits, OpenSlotLogits
+from drivefine_agent.constants import NUM_POSE_FIELDS
 from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
@@ -177,6 +179,28 @@ class DriveFineModel(PreTrainedModel):
         """
         return self.logits_of(self.answer_hidden(prompt, actions, scored_row), prompt.expert)
 
+    def open_slot_logits(self, prompt: PromptCache, actions: Tensor) -> AnswerLogits | OpenSlotLogits:
+        """Logits of the masked slots of answer rows, for decoding.
+
+        Args:
+          prompt: as in `answer_logits`.
+          actions: (B, R, L) action ids, `MASKED` where the slot is open.
+
+        Returns:
+          Logits of all slots where all are open, or where the softmax runs over the whole vocabulary.
+        """
+        hidden = self.answer_hidden(prompt, actions)
+        is_open = actions == MASKED
+        if not self.config.slot_restricted or bool(is_open.all()):
+            return self.logits_of(hidden, prompt.expert)
+        is_heading = torch.arange(actions.shape[-1], device=actions.device) % NUM_POSE_FIELDS == 2
+        table = self.heads.action_head
+        return OpenSlotLogits(
+            table.spatial_scores(hidden[is_open & ~is_heading]),
+            table.heading_scores(hidden[is_open & is_heading]),
+            is_open,
+        )
+
     def answer_hidden(self, prompt: PromptCache, actions: Tensor, scored_row: Tensor | None = None) -> Tensor:
         """(B, R, L, D) normed hidden states of answer rows, (B, N, L, D) with `scored_row`."""
         if actions.ndim != 3 or actions.shape[0] != prompt.batch_size:
@@ -312,15 +336,15 @@ class DriveFineModel(PreTrainedModel):
         Raises:
           ValueError: the model's action rows are no parameters of their own (`action_rows="ordinal"`).
         """
-        if self.config.action_rows != "free":
-            raise ValueError(
-                "only free action rows can start from existing ones, "
-                f"got action_rows={self.config.action_rows!r}"
-            )
         for table, base in (
             (self.embeddings.action_embed, self.embeddings.embed_tokens.weight),
             (self.heads.action_head, self.heads.lm_head.weight),
         ):
+            if not isinstance(table, ActionTable):
+                raise ValueError(
+                    "only free action rows can start from existing ones, "
+                    f"got action_rows={self.config.action_rows!r}"
+                )
             reference = base.detach() if reference_ids is None else base.detach()[reference_ids]
             std = self.config.action_embedding_std or float(base.detach().float().std())
             with torch.no_grad():

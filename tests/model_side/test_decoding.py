@@ -8,7 +8,7 @@ from model_side_helpers import make_inputs, make_model
 
 from drivefine_agent.actions import MASKED
 from drivefine_agent.answer import AnswerLogits
-from drivefine_agent.diffusion.decoding import ORDERS, DecodingOptions, DenoisingTrace, decode
+from drivefine_agent.diffusion.decoding import ORDERS, DecodingOptions, DenoisingTrace, decode, read_out
 from drivefine_agent.diffusion.schedule import SCHEDULES
 
 
@@ -130,6 +130,7 @@ def test_every_slot_gets_an_action_of_its_own_table(slot_restricted: bool) -> No
         ({"order": "entropy"}, "unknown order 'entropy'.*confidence"),
         ({"temperature": -0.1}, "must not be negative"),
         ({"refine_temperature": -0.1}, "must not be negative"),
+        ({"refine_readout": "mean"}, "unknown refine_readout 'mean'.*median"),
         ({"num_samples": 0}, "at least 1, got 0"),
         ({"num_samples": 4}, "copies of one answer: raise temperature"),
     ],
@@ -138,3 +139,16 @@ def test_every_slot_gets_an_action_of_its_own_table(slot_restricted: bool) -> No
 def test_contradictory_options_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DecodingOptions(**settings)
+
+
+def test_the_refiner_is_read_out_by_its_medians_or_its_modes() -> None:
+    # x, y: 0.4 at bin 0, 0.3 at bin 2, 0.3 at bin 3: mode 0, median 2. Heading: 0.2, 0.2, 0.6: both bin 2.
+    spatial = torch.tensor([0.4, 0.0, 0.3, 0.3]).log().expand(1, 1, 8, 2, 4)
+    heading = torch.tensor([0.2, 0.2, 0.6]).log().expand(1, 1, 8, 3)
+    logits = AnswerLogits(spatial, heading)
+    median = read_out(logits, DecodingOptions(refine_readout="median")).view(8, 3)
+    mode = read_out(logits, DecodingOptions(refine_readout="mode")).view(8, 3)
+    assert median.tolist() == [[2, 2, 4 + 2]] * 8
+    assert mode.tolist() == [[0, 0, 4 + 2]] * 8
+    sampled = read_out(logits, DecodingOptions(refine_temperature=1.0), torch.Generator().manual_seed(0))
+    assert set(sampled.view(8, 3)[:, :2].flatten().tolist()) <= {0, 2, 3}  # bin 1 has probability zero
