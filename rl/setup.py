@@ -1,0 +1,378 @@
+"""What both scripts set up before their loop, and what they do around a step."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.diffusion.decoding import DecodingOptions
+from drivefine_agent.errors import DataError
+from drivefine_agent.model.drivefine_model import DriveFineModel
+from drivefine_agent.planner import Planner
+from drivefine_agent.scoring.cache import SceneCache
+from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
+from drivefine_agent.training.metrics import MetricLog
+from drivefine_agent.training.objectives import Instructions
+from drivefine_agent.training.optimization import learning_rate_factor
+from drivefine_agent.training.phase import batch_order, num_epoch_steps
+from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
+from rl.config import TrainGRPOConfig
+from rl.engine import Engine
+from rl.monitors import Means
+from rl.policy import PolicyBatch, PolicyLogProbs, PolicyModule, policy_log_probs
+from rl.rewards import RewardScorer, reward_scorer, scorable_scenes
+from rl.rollout import SceneInputs
+from rl.run_state import (
+    Provenance,
+    check_same_configuration,
+    data_record,
+    parent_record,
+    resume_run_state,
+    save_run_state,
+)
+
+_GROUP_PARTS = {"generator": ("language", "action"), "refiner": ("refinement",)}
+_ENCODE_SCENES = 32  # images at a time through the tower, when their tokens are kept
+
+
+class TrainingScenes:
+    """The scenes to learn from, as the model reads them; vision is frozen, so its tokens are made once."""
+
+    def __init__(self, demonstrations: Demonstrations, keep: NDArray[np.int64], device: torch.device) -> None:
+        """Args.
+
+        demonstrations: all scenes of the split.
+        keep: positions of those to use.
+        device: of the model.
+        """
+        self._demonstrations = demonstrations
+        self._keep = keep
+        self._device = device
+        self._visual: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    def tokens(self, index: NDArray[np.int64]) -> list[str]:
+        """Scene tokens at positions (B,)."""
+        return [self._demonstrations.tokens[i] for i in self._keep[index]]
+
+    @torch.no_grad()
+    def keep_visual(self, model: DriveFineModel, max_gb: float) -> None:
+        """Encodes all images now, if their tokens fit into memory."""
+        size = len(self) * model.config.num_visual_tokens * model.config.text_config.hidden_size
+        if size * next(model.parameters()).element_size() > max_gb * 1e9:
+            return
+        parts = [
+            model.encode_images(self._tiles(np.arange(start, min(start + _ENCODE_SCENES, len(self)))))
+            for start in range(0, len(self), _ENCODE_SCENES)
+        ]
+        self._visual = torch.cat(parts).cpu()
+
+    @torch.no_grad()
+    def inputs(self, model: DriveFineModel, index: NDArray[np.int64]) -> SceneInputs:
+        """What the model reads of the scenes at positions (B,)."""
+        if self._visual is None:
+            visual = model.encode_images(self._tiles(index))
+        else:
+            visual = self._visual[torch.from_numpy(index)].to(self._device)
+        rows, scenes = self._keep[index], self._demonstrations
+        lengths = None
+        if scenes.context_lengths is not None:
+            lengths = torch.from_numpy(scenes.context_lengths[rows, 0]).to(self._device)
+        return SceneInputs(visual, torch.from_numpy(scenes.context_ids[rows, 0]).to(self._device), lengths)
+
+    def _tiles(self, index: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self._demonstrations.tiles[self._keep[index]]).to(self._device)
+
+
+@dataclass
+class Run:
+    """A run, ready for its next step."""
+
+    config: TrainGRPOConfig
+    engine: Engine
+    planner: Planner
+    """Configuration and tokenizers; its model belongs to the engine now."""
+    reference: DriveFineModel | None
+    """Frozen copy of the model that the run starts from; None where no objective asks for it."""
+    instructions: Instructions
+    scenes: TrainingScenes
+    rewards: RewardScorer
+    metrics: MetricLog | None
+    """On the main process."""
+    provenance: Provenance
+    step: int
+    """Finished steps."""
+    num_steps: int
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def remaining_steps(self, title: str) -> Iterator[int]:
+        """Steps that are still to be done, with a progress bar; counts them, and writes checkpoints."""
+        steps = range(self.step, self.num_steps)
+        bar = tqdm(
+            steps,
+            desc=title,
+            unit="step",
+            initial=self.step,
+            total=self.num_steps,
+            disable=not self.engine.is_main,
+        )
+        for step in bar:
+            yield step
+            self.step = step + 1
+            if self.step % self.config.run.checkpoint_every == 0:
+                self.save()
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """This process's scenes of a step."""
+        run = self.config.run
+        index = batch_order(len(self.scenes), run.batch_size, run.seed, "rollout order", step)
+        own = self.engine.share(np.arange(run.batch_size))  # places in the step's batch
+        visits = step * run.batch_size + own
+        parts = range(0, len(own), run.micro_batch_scenes)
+        return [
+            MicroBatch(
+                index[own[start : start + run.micro_batch_scenes]],
+                visits[start : start + run.micro_batch_scenes].tolist(),
+                share=len(own[start : start + run.micro_batch_scenes]) / len(own),
+                is_last=start == parts[-1],
+            )
+            for start in parts
+        ]
+
+    def poses(self, actions: Tensor) -> NDArray[np.float64]:
+        """(..., 8, 3) of complete answers (..., 24)."""
+        return self.planner.action_tokenizer.decode(actions.cpu().numpy())
+
+    def log_probs(self, model: DriveFineModel, batch: PolicyBatch) -> PolicyLogProbs:
+        """Log-probabilities under a model that the engine does not train, or not now; without gradient."""
+        objective, rollout = self.config.objective, self.config.rollout
+        with torch.no_grad():
+            return policy_log_probs(
+                model, batch, objective.tau, rollout.num_denoising_steps, rollout.temperature
+            )
+
+    def update(self, step: int) -> dict[str, float]:
+        """One optimizer update at the step's learning rate; returns what is worth logging.
+
+        Raises:
+          FloatingPointError: loss or gradient is not finite; names the step.
+        """
+        factors = {
+            name: learning_rate_factor(step, self.num_steps, optimizer.warmup_share, optimizer.final_share)
+            for name, optimizer in self.config.optimizers.items()
+        }
+        try:
+            norms = self.engine.step(factors)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {step}: {error}") from error
+        scalars = {f"{name}/grad_norm": norm for name, norm in norms.items()}
+        for name, optimizer in self.config.optimizers.items():
+            scalars[f"{name}/learning_rate"] = optimizer.learning_rate * factors[name]
+        return scalars
+
+    def is_logged(self, step: int) -> bool:
+        """Whether a step's numbers are wanted."""
+        return step % self.config.run.log_every == 0 or step == self.num_steps - 1
+
+    def log(self, step: int, means: Means, scalars: Mapping[str, float], clock: StepClock) -> None:
+        """Writes a step's numbers, averaged over the processes; every process must call this."""
+        averaged = self.engine.mean(*means.result())
+        if self.metrics is not None:
+            finite = {name: value for name, value in averaged.items() if math.isfinite(value)}
+            self.metrics.add("rl", step + 1, finite | dict(scalars) | clock.scalars())
+
+    def save(self) -> Path:
+        """Writes a checkpoint; every process must call this."""
+        folder = Path(self.config.output_dir) / "checkpoints"
+        return save_run_state(folder, self.step, self.engine, self.planner, self.provenance)
+
+    def finish(self) -> Path:
+        """Writes the last checkpoint and the run's result, `model/`."""
+        checkpoint, target = self.save(), Path(self.config.output_dir) / "model"
+        if self.engine.is_main:
+            part = target.with_name(".model.part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(checkpoint / "model", part)
+            shutil.copyfile(checkpoint / "provenance.json", part / "provenance.json")
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+        return target
+
+    def close(self) -> None:
+        """Ends workers and leaves the group of processes."""
+        self.rewards.close()
+        if self.metrics is not None:
+            self.metrics.close()
+        self.engine.close()
+
+
+class StepClock:
+    """How long a step takes, and how much of it is spent waiting for rewards."""
+
+    def __init__(self, rewards: RewardScorer) -> None:
+        """Starts the clock; args: rewards, that are waited for."""
+        self._rewards = rewards
+        self._start = time.perf_counter()
+        self._waited_s = rewards.waited_s
+
+    def scalars(self) -> dict[str, float]:
+        """Seconds since the start, and the share of them."""
+        took = time.perf_counter() - self._start
+        return {
+            "time/step_s": took,
+            "time/reward_wait_share": (self._rewards.waited_s - self._waited_s) / took,
+        }
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some scenes of a step."""
+
+    index: NDArray[np.int64]
+    """(B,) positions in `TrainingScenes`."""
+    visits: Sequence[int]
+    """(B,) number of each scene's visit in the run: the seed of its random numbers."""
+    share: float
+    """Of the process's scenes of the step: the weight of the loss."""
+    is_last: bool
+
+
+def begin_run(config: TrainGRPOConfig, needs_reference: bool) -> Run:
+    """Loads everything, checks everything, and goes on from the newest checkpoint if there is one.
+
+    Args:
+      config: of either script.
+      needs_reference: whether a frozen copy of the starting model is wanted.
+
+    Raises:
+      DataError: dataset, scene cache, model or checkpoint are missing or do not fit.
+    """
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
+    parent = model_folder(Path(config.checkpoint_path))
+    planner = Planner.from_pretrained(parent, DecodingOptions())
+    if "refiner" in config.optimizers and planner.model.config.n_refine == 0:
+        raise DataError(f"the model in {parent} has no refinement expert (n_refine = 0) to train")
+    cache = SceneCache(Path(config.metric_cache_path))
+    split = load_split_scenes(config.paths, config.train_test_split, config.max_scenes, False)
+    keep = scorable_scenes(cache, [window.token for window in split.windows], config.train_test_split)
+    if len(keep) == 0:
+        raise DataError(f"split {split.name} has no scene to learn from")
+
+    reference = copy.deepcopy(planner.model).requires_grad_(False) if needs_reference else None
+    rollout = config.rollout
+    policy = PolicyModule(
+        planner.model, config.objective.tau, rollout.num_denoising_steps, rollout.temperature
+    )
+    engine = Engine.create(policy, parameter_groups(planner.model, config), config.optimizers, config.engine)
+    if reference is not None:
+        reference.to(engine.device)  # type: ignore[arg-type]
+        if config.engine.precision == "bfloat16":
+            reference.to(torch.bfloat16)  # type: ignore[arg-type]
+
+    output = Path(config.output_dir)
+    claim_run_folder(output, engine, config)
+    tiles = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
+    demonstrations = load_once_each(split, planner, tiles, engine)
+    scenes = TrainingScenes(demonstrations, keep, engine.device)
+    resumed = resume_run_state(output / "checkpoints", engine, asdict(config))
+    with engine.inference() as model:
+        scenes.keep_visual(model, config.run.visual_cache_gb)
+    num_steps = config.run.num_epochs * num_epoch_steps(len(scenes), config.run.batch_size)
+    provenance = Provenance(
+        configuration=asdict(config),
+        data=data_record(split.name, scenes.tokens(np.arange(len(scenes)))),
+        parent=parent_record(parent),
+        reward_weights=config.reward.weights,
+        seeds={"run": config.run.seed},
+    )
+    return Run(
+        config=config,
+        engine=engine,
+        planner=planner,
+        reference=reference,
+        instructions=Instructions(planner.prompts, engine.device),
+        scenes=scenes,
+        rewards=reward_scorer(config.reward, Path(config.metric_cache_path)),
+        metrics=MetricLog(output) if engine.is_main else None,
+        provenance=provenance,
+        step=0 if resumed is None else resumed.step,
+        num_steps=min(num_steps, config.run.max_steps or num_steps),
+    )
+
+
+def model_folder(folder: Path) -> Path:
+    """The model in a folder: itself, or its `model/`, as the agent reads `checkpoint_path`."""
+    inner = folder / "model"
+    return inner if (inner / "config.json").is_file() else folder
+
+
+def parameter_groups(
+    model: DriveFineModel, config: TrainGRPOConfig
+) -> dict[str, dict[str, torch.nn.Parameter]]:
+    """What is trained, by group and name."""
+    groups = {}
+    for group in config.optimizers:
+        wanted = {id(p) for part in _GROUP_PARTS[group] for p in model.parameters_of(part)}
+        groups[group] = {name: p for name, p in model.named_parameters() if id(p) in wanted}
+    return groups
+
+
+def claim_run_folder(folder: Path, engine: Engine, config: TrainGRPOConfig) -> None:
+    """Makes the folder and keeps the configuration in it, or checks it against the one that is there.
+
+    Raises:
+      DataError: the folder holds a run with another configuration; names the keys that differ.
+    """
+    error: DataError | None = None
+    if engine.is_main:
+        file, wanted = folder / "config.json", asdict(config)
+        try:
+            if file.is_file():
+                check_same_configuration(file, json.loads(file.read_text()), wanted)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, (json.dumps(wanted, indent=1) + "\n").encode())
+        except DataError as problem:
+            error = problem
+        except OSError as problem:
+            error = DataError(f"cannot write the run's folder {folder}: {problem}")
+    engine.raise_together(error)
+
+
+def load_once_each(split: SplitScenes, planner: Planner, tiles: Path, engine: Engine) -> Demonstrations:
+    """The split's arrays; the main process makes the tiles that the others then find."""
+    scenes = SplitScenes(split.name, split.windows, split.sensor_root)  # no maps: no bird's-eye grids here
+    demonstrations: Demonstrations | None = None
+    error: DataError | None = None
+    if engine.is_main:
+        try:
+            demonstrations = load_demonstrations(scenes, planner.prompts, tiles)
+        except DataError as problem:
+            error = problem
+    engine.raise_together(error)
+    if demonstrations is None:
+        demonstrations = load_demonstrations(scenes, planner.prompts, tiles, show_progress=False)
+    return demonstrations
