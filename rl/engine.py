@@ -21,6 +21,7 @@ in float32 (`gather_weights`, `save_state`, `load_state`).
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -357,7 +358,8 @@ class Engine(ABC):
         self._after_loading()
 
     def close(self) -> None:
-        """Leaves the group of processes."""
+        """Leaves the group of processes; nothing can be done with the engine afterwards."""
+        self._release()
         self.processes.leave()
 
     # ---------------------------------------------------------------------------------- of each backend
@@ -371,6 +373,9 @@ class Engine(ABC):
     def _synchronising(self, is_last: bool) -> AbstractContextManager[Any]:
         """Around a micro-batch: whether its gradients are exchanged now or later."""
         return nullcontext()
+
+    def _release(self) -> None:  # noqa: B027
+        """Lets go of what must not outlive the group of processes."""
 
     @abstractmethod
     def _forward(self, batch: Batch) -> Batch: ...
@@ -455,6 +460,14 @@ class TorchEngine(Engine):
 
     def _forward(self, batch: Batch) -> Batch:
         return self._wrapped(batch)
+
+    def _release(self) -> None:
+        # As the last owner of the group, DDP's reducer would wait for gloo's threads while it holds the
+        # interpreter's lock, and they for the lock: seen as a process that never ends.
+        if isinstance(self._wrapped, DistributedDataParallel):
+            self._wrapped.reducer = self._wrapped.logger = None
+            self._wrapped = self.policy
+            gc.collect()
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -8,6 +8,7 @@ what reinforcement uses: sums of log-probabilities weighted by advantages of bot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -215,8 +216,16 @@ def _run(job: Job, planner: Planner, engine: Engine) -> dict[str, Any]:
             save_run_state(Path(job.folder), step + 1, engine, planner, provenance(job))
         if job.stop_after == step + 1:
             os.kill(os.getpid(), signal.SIGKILL)
-    weights = {name: value.double().sum().item() for name, value in engine.gather_weights().items()}
-    return {"losses": losses, "norms": norms, "rollouts": rollouts, "weights": weights, "errors": errors}
+    state = engine.gather_weights()
+    digest = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state)))
+    return {
+        "losses": losses,
+        "norms": norms,
+        "rollouts": rollouts,
+        "weights": {name: value.double().sum().item() for name, value in state.items()},
+        "sha256": digest.hexdigest(),
+        "errors": errors,
+    }
 
 
 def main() -> None:
