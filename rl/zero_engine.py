@@ -182,6 +182,7 @@ class ZeroEngine(Engine):
         states = list(self._optimizer.state.values())
         if not states or "step" not in states[0]:
             return {}
+        self._link_states()
         moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         return {key: value.view(self._shapes[name]) for key, value in moments.items()} | {
             "step": torch.as_tensor(states[0]["step"]).float()
@@ -214,13 +215,22 @@ class ZeroEngine(Engine):
 
     def _make_states(self, step: Tensor) -> None:
         """Makes AdamW's state of the shards, which its first step would make."""
-        for group in self._optimizer.param_groups:
-            for shard in group["params"]:
-                if not self._optimizer.state.get(shard):
-                    self._optimizer.state[shard] = {"step": step.clone()} | {
-                        key: torch.zeros_like(shard) for key in MOMENTS
-                    }
+        shards = (
+            self._zero.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else self._zero.single_partition_of_fp32_groups
+        )
+        for shard in shards:
+            if not self._optimizer.state.get(shard):
+                self._optimizer.state[shard] = {"step": step.clone()} | {
+                    key: torch.zeros_like(shard) for key in MOMENTS
+                }
+        self._link_states()
+
+    def _link_states(self) -> None:
+        """Shows the accessors all groups' state; DeepSpeed does so when only the first group has any."""
         if self._stage < 3:
+            self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
 
     def _after_loading(self) -> None:
