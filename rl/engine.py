@@ -321,12 +321,13 @@ class Engine(ABC):
             model.train(was_training)
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """The model's state with whole tensors, trained ones in float32, on the CPU; empty but on main."""
+        """The model's state with whole tensors, in float32, on the CPU of the main process; empty elsewhere."""
         weights = {}
         with self.processes.watched(), torch.no_grad():
             for name, tensor in self._whole_state():
                 if self.is_main:
-                    weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
+                    dtype = torch.float32 if tensor.is_floating_point() else None
+                    weights[name] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
         return weights
 
     def save_state(self, folder: Path) -> None:
