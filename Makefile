@@ -1,4 +1,4 @@
-# make demo | test | bench | lint       everything runs in .venv, which is made on first use
+# make demo | ablation | test | bench | lint       everything runs in .venv, which is made on first use
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ OUT    ?= runs/demo
 # resolver take a newer build with gigabytes of CUDA libraries. On a GPU machine: make demo TORCH="torch".
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test bench lint types clean-demo
+.PHONY: demo ablation test bench lint types clean-demo
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ $(BIN)/.installed: pyproject.toml
 
 demo: $(BIN)/.installed
 	$(BIN)/python tools/demo.py output=$(OUT)
+
+ablation: $(BIN)/.installed
+	$(BIN)/python tools/ablation.py
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest tests/

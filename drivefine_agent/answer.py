@@ -119,19 +119,19 @@ class AnswerLogits(NamedTuple):
         """
         classes = self._classes(answers).movedim(-3, -1)  # (..., T, 3, M)
         spatial, heading = self.spatial, self.heading
-        if temperature != 1.0:
-            if self.log_normalizer is not None:
-                raise ValueError(f"with a full-vocabulary softmax temperature must be 1, got {temperature}")
-            spatial, heading = spatial / temperature, heading / temperature
+        if self.log_normalizer is not None and temperature != 1.0:
+            raise ValueError(f"with a full-vocabulary softmax temperature must be 1, got {temperature}")
+        if self.log_normalizer is None:
+            if temperature != 1.0:
+                spatial, heading = spatial / temperature, heading / temperature
+            spatial, heading = torch.log_softmax(spatial, -1), torch.log_softmax(heading, -1)
         picked = torch.cat(
             [spatial.gather(-1, classes[..., :2, :]), heading.gather(-1, classes[..., 2, :])[..., None, :]],
             dim=-2,
-        )  # (..., T, 3, M)
-        if self.log_normalizer is None:
-            normalizer = _interleave(spatial.logsumexp(-1), heading.logsumexp(-1))
-        else:
-            normalizer = self.log_normalizer
-        return (picked.flatten(-3, -2) - normalizer[..., None]).movedim(-1, -2)
+        ).flatten(-3, -2)  # (..., L, M)
+        if self.log_normalizer is not None:
+            picked = picked - self.log_normalizer[..., None]
+        return picked.movedim(-1, -2)
 
     def entropy(self) -> Tensor:
         """(..., L) entropy [nat] of each slot over its legal actions."""

@@ -294,11 +294,10 @@ class Engine(ABC):
                 limit = self._optimizer_configs[group].max_grad_norm
                 if norm > limit:
                     self._scale_gradients(group, limit / (norm + 1e-6))
-            for group in self._optimizer.param_groups:
-                factor = learning_rate_factor
-                group["lr"] = group["peak_lr"] * (
-                    factor[group["group"]] if isinstance(factor, Mapping) else factor
-                )
+            factor = learning_rate_factor
+            for settings in self._optimizer.param_groups:
+                own = factor[settings["group"]] if isinstance(factor, Mapping) else factor
+                settings["lr"] = settings["peak_lr"] * own
             self._update()
         return norms
 
@@ -466,7 +465,7 @@ class TorchEngine(Engine):
         # As the last owner of the group, DDP's reducer would wait for gloo's threads while it holds the
         # interpreter's lock, and they for the lock: seen as a process that never ends.
         if isinstance(self._wrapped, DistributedDataParallel):
-            self._wrapped.reducer = self._wrapped.logger = None
+            vars(self._wrapped).update(reducer=None, logger=None)
             self._wrapped = self.policy
             gc.collect()
 

@@ -1,8 +1,8 @@
 """Hybrid reinforcement learning: GRPO of the generator and signed pairs for the refiner, in one step.
 
-    generator   maximise  mean of  min(ratio A, clip(ratio) A)  -  beta KL(policy, reference)     (equation 3)
+    generator   maximise  mean of  min(ratio A, clip(ratio) A)  -  beta KL(policy, reference)    (equation 3)
     refiner     maximise  mean over anchors a of
-                    mean over samples b     of  ratio(a -> b) (r_b  - r_a)      offline           (equation 7')
+                    mean over samples b     of  ratio(a -> b) (r_b  - r_a)      offline          (equation 7')
                   + mean over refinements k of  ratio(a -> k) (r_ak - r_a)      online
 
 The G samples of the generator are the refiner's anchors, and, offline, its targets too; online targets are K

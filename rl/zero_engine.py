@@ -203,7 +203,7 @@ class ZeroEngine(Engine):
         if self._stage < 3:
             parameter.copy_(value)
             return
-        shard = parameter.ds_tensor
+        shard: Tensor = vars(parameter)["ds_tensor"]  # ZeRO-3's own part of the parameter
         flat = value.flatten().to(shard.device, shard.dtype)
         own = flat[shard.numel() * self.rank :][: shard.numel()]
         shard.view(-1)[: len(own)].copy_(own)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import the layers before it, and itself. Modules of one layer that are listed as separate
 # entries are siblings: they may not import each other.
 LAYERS: list[tuple[str, ...]] = [
-    ("constants", "errors"),
+    ("constants", "errors", "commands"),
     ("geometry",),
     ("data",),
     ("actions", "answer"),

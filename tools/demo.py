@@ -9,33 +9,16 @@ where it was.
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-TOOLS = Path(__file__).parent
+from drivefine_agent.commands import run_command
 
 # Name in the tables -> agent=... of tools/evaluate.py.
 BASELINES = ("constant_velocity", "ego_status_mlp", "human", "pdm_closed")
-
-
-def run(script: str, *arguments: str) -> None:
-    """Prints and runs one command; its failure ends the demo.
-
-    Raises:
-      SystemExit: with the command's own exit code.
-    """
-    print(f"\n$ python tools/{script} {shlex.join(arguments)}", flush=True)
-    started = time.monotonic()
-    code = subprocess.run([sys.executable, str(TOOLS / script), *arguments], check=False).returncode
-    if code != 0:
-        sys.exit(code)
-    print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def demo(config: DictConfig) -> None:
@@ -47,44 +30,51 @@ def demo(config: DictConfig) -> None:
     test = (data, "train_test_split=world_test", f"metric_cache_path={cache}")
 
     # A world in NAVSIM's formats, and its test scenes prepared for scoring.
-    run(
-        "make_world.py",
+    run_command(
+        "tools/make_world.py",
         f"output={world}",
         *(f"{key}={config[key]}" for key in ("seed", "num_train_logs", "num_val_logs", "num_test_logs")),
     )
-    run("build_scene_cache.py", *test)
+    run_command("tools/build_scene_cache.py", *test)
 
     # DriveFine: masked diffusion on the drivers' trajectories, then the refiner's warm start.
     # And a planner without eyes, on the same scenes.
-    run(
-        "train_sft.py",
+    run_command(
+        "tools/train_sft.py",
         data,
         f"output_dir={sft}",
         f"generator.num_epochs={config.generator_epochs}",
         f"refiner.num_epochs={config.refiner_epochs}",
     )
-    run("train_ego_status_mlp.py", data, f"output_dir={mlp}")
+    run_command("tools/train_ego_status_mlp.py", data, f"output_dir={mlp}")
 
     # PDMS on roads never trained on.
     for name in BASELINES:
         checkpoint = (f"agent.checkpoint_path={mlp}",) if name == "ego_status_mlp" else ()
-        run("evaluate.py", f"agent={name}", *checkpoint, *test, f"output_dir={output / 'eval' / name}")
+        run_command(
+            "tools/evaluate.py", f"agent={name}", *checkpoint, *test, f"output_dir={output / 'eval' / name}"
+        )
     drivefine = ("agent=drivefine", f"agent.checkpoint_path={sft / 'model'}", *test)
-    run("evaluate.py", *drivefine, f"output_dir={output / 'eval' / 'drivefine'}")
-    run("evaluate.py", *drivefine, "blank_image=true", f"output_dir={output / 'eval' / 'drivefine_blind'}")
+    run_command("tools/evaluate.py", *drivefine, f"output_dir={output / 'eval' / 'drivefine'}")
+    run_command(
+        "tools/evaluate.py",
+        *drivefine,
+        "blank_image=true",
+        f"output_dir={output / 'eval' / 'drivefine_blind'}",
+    )
 
     # Tables and a page to look at.
     names = ("drivefine", "drivefine_blind", *BASELINES)
     before = output / "eval" / "drivefine" / "results_before_refinement.csv"
-    run(
-        "compare.py",
+    run_command(
+        "tools/compare.py",
         f"drivefine={output / 'eval' / 'drivefine'}",
         f"before_refinement={before}",
         *(f"{name}={output / 'eval' / name}" for name in names[1:]),
     )
     report = output / "report.html"
     folders = ", ".join(f"{name}: {output / 'eval' / name}" for name in names)
-    run("make_report.py", f"runs={{{folders}}}", f"output={report}", *test)
+    run_command("tools/make_report.py", f"runs={{{folders}}}", f"output={report}", *test)
 
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for what, path in (

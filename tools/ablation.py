@@ -1,0 +1,105 @@
+"""The component ablation of the paper (Table 4) on the synthetic world: SFT, + GRPO, + offline, + online.
+
+    make ablation                              # or: python tools/ablation.py output=runs/ablation
+    python tools/ablation.py "seeds=[0]" "rl=[run.max_steps=20]" output=runs/quick
+
+All runs of a seed start from its one SFT checkpoint and take equally many reinforcement steps; each row adds
+a term to the objective of the row above. Rows 1 and 2 are scored as the generator drafts, rows 3 and 4 after
+refinement, with the other beside them. Test scenes lie in a city whose roads were never trained on.
+Writes table.md, table.json and learning_curves.png. Every step is a command of its own and is printed; a
+stopped ablation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import hydra
+import pandas as pd
+from omegaconf import DictConfig
+
+from drivefine_agent.commands import run_command
+from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.evaluation.ablation import Row, ablation_table, learning_curves
+from drivefine_agent.evaluation.results_csv import read_csv
+
+# Name -> script, what it switches off, whether its rows are scored after refinement.
+ROWS = {
+    "sft": (None, (), False),
+    "grpo": ("rl/train_grpo.py", (), False),
+    "offline": ("rl/train_hybrid.py", ("objective.online=false",), True),
+    "online": ("rl/train_hybrid.py", (), True),
+}
+TITLES = {"sft": "SFT", "grpo": "+ GRPO", "offline": "+ offline RFT", "online": "+ online RFT"}
+
+
+def ablation(config: DictConfig) -> None:
+    """Data, training of every row and seed, evaluation, table."""
+    started = time.monotonic()
+    output = Path(config.output)
+    world, train_cache, test_cache = output / "world", output / "cache_train", output / "cache_test"
+    data = f"dataset_root={world}"
+    test = (data, "train_test_split=world_test", f"metric_cache_path={test_cache}")
+
+    numbers = (f"{key}={config[key]}" for key in ("num_train_logs", "num_val_logs", "num_test_logs"))
+    run_command("tools/make_world.py", f"output={world}", f"seed={config.world_seed}", *numbers)
+    train = (data, "train_test_split=world_train", f"metric_cache_path={train_cache}")
+    run_command("tools/build_scene_cache.py", *train)
+    run_command("tools/build_scene_cache.py", *test)
+
+    for seed in config.seeds:
+        folder = output / f"seed{seed}"
+        tiles = f"tile_cache_path={output / 'tiles'}"
+        for name, (script, terms, _) in ROWS.items():
+            where = (f"output_dir={folder / name}", f"run.seed={seed}", tiles)
+            if script is None:
+                run_command("tools/train_sft.py", data, *where, *config.sft)
+            else:
+                start = f"checkpoint_path={folder / 'sft'}"
+                run_command(script, *train, start, *where, *terms, *config.rl)
+            run_command(
+                "tools/evaluate.py",
+                "agent=drivefine",
+                f"agent.checkpoint_path={folder / name / 'model'}",
+                *test,
+                f"output_dir={folder / name / 'eval'}",
+            )
+
+    rows = [
+        Row(title, [results(output / f"seed{seed}" / name / "eval", is_refined) for seed in config.seeds])
+        for name, title, is_refined in table_rows()
+    ]
+    text, table = ablation_table(rows, list(config.seeds))
+    write_bytes(output / "table.md", text.encode())
+    write_bytes(output / "table.json", (json.dumps(table, indent=1) + "\n").encode())
+    runs = {TITLES[n]: [output / f"seed{s}" / n for s in config.seeds] for n in list(ROWS)[1:]}
+    learning_curves(runs, output / "learning_curves.png")
+    print(f"\n{text}\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
+    for file in ("table.md", "table.json", "learning_curves.png"):
+        print(f"  {output / file}")
+
+
+def table_rows() -> list[tuple[str, str, bool]]:
+    """Name, title and whether after refinement, of every row of the table."""
+    rows = []
+    for name, (_, _, is_refined) in ROWS.items():
+        rows.append((name, TITLES[name], is_refined))
+        rows.append((name, f"{TITLES[name]}, {'its drafts' if is_refined else 'refined'}", not is_refined))
+    return rows
+
+
+def results(folder: Path, is_refined: bool) -> pd.DataFrame:
+    """Per-scene results of an evaluation."""
+    return read_csv(folder / ("results.csv" if is_refined else "results_before_refinement.csv"))
+
+
+@hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="ablation")
+def main(config: DictConfig) -> None:
+    """Entry point."""
+    ablation(config)
+
+
+if __name__ == "__main__":
+    main()
