@@ -320,7 +320,7 @@ class Engine(ABC):
             model.train(was_training)
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """The model's state with whole tensors, in float32, on the CPU of the main process; empty elsewhere."""
+        """The model's state, whole and in float32, on the CPU of the main process; empty elsewhere."""
         weights = {}
         with self.processes.watched(), torch.no_grad():
             for name, tensor in self._whole_state():
