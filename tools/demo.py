@@ -1,7 +1,7 @@
 """The main job on a world of its own: data, training, evaluation, report. Needs no data, no GPU, no NAVSIM.
 
     make demo                                  # or: python tools/demo.py output=runs/demo
-    python tools/demo.py num_train_logs=200 generator_epochs=30 output=runs/longer
+    python tools/demo.py num_train_logs=200 "sft=[]" output=runs/longer
 
 Every step is one of the commands a user would type, and is printed before it runs. A stopped demo goes on
 where it was.
@@ -39,13 +39,7 @@ def demo(config: DictConfig) -> None:
 
     # DriveFine: masked diffusion on the drivers' trajectories, then the refiner's warm start.
     # And a planner without eyes, on the same scenes.
-    run_command(
-        "tools/train_sft.py",
-        data,
-        f"output_dir={sft}",
-        f"generator.num_epochs={config.generator_epochs}",
-        f"refiner.num_epochs={config.refiner_epochs}",
-    )
+    run_command("tools/train_sft.py", data, f"output_dir={sft}", *config.sft)
     run_command("tools/train_ego_status_mlp.py", data, f"output_dir={mlp}")
 
     # PDMS on roads never trained on.
