@@ -137,7 +137,7 @@ def test_temperature_is_that_of_the_sampling(sampled) -> None:
 def test_temperature_with_a_full_vocabulary_softmax_is_refused() -> None:
     model = DriveFineModel(DriveFineConfig.debug(slot_restricted=False))
     PolicyModule(model, 2, NUM_STEPS)
-    with pytest.raises(ValueError, match="temperature must be 1, got 0.7"):
+    with pytest.raises(ValueError, match=r"temperature must be 1, got 0\.7"):
         PolicyModule(model, 2, NUM_STEPS, 0.7)
 
 
