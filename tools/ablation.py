@@ -39,13 +39,16 @@ def ablation(config: DictConfig) -> None:
     """Data, training of every row and seed, evaluation, table."""
     started = time.monotonic()
     output = Path(config.output)
-    world, train_cache, test_cache = output / "world", output / "cache_train", output / "cache_test"
-    data = f"dataset_root={world}"
-    test = (data, "train_test_split=world_test", f"metric_cache_path={test_cache}")
-
-    numbers = (f"{key}={config[key]}" for key in ("num_train_logs", "num_val_logs", "num_test_logs"))
-    run_command("tools/make_world.py", f"output={world}", f"seed={config.world_seed}", *numbers)
-    train = (data, "train_test_split=world_train", f"metric_cache_path={train_cache}")
+    data = f"dataset_root={output / 'world'}"
+    train = (data, "train_test_split=world_train", f"metric_cache_path={output / 'cache_train'}")
+    test = (
+        f"dataset_root={output / 'test_world'}",
+        "train_test_split=world_test",
+        f"metric_cache_path={output / 'cache_test'}",
+    )
+    for name in ("world", "test_world"):
+        arguments = (f"{key}={value}" for key, value in config[name].items())
+        run_command("tools/make_world.py", f"output={output / name}", *arguments)
     run_command("tools/build_scene_cache.py", *train)
     run_command("tools/build_scene_cache.py", *test)
 
