@@ -42,7 +42,7 @@ reasons."""
 
 
 class RewardError(DriveFineError, RuntimeError):
-    """Scoring does not work at all: too many workers in a row died or did not answer."""
+    """Scoring does not work at all: too many workers in a row died or did not answer, or Ray is missing."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,11 @@ class RewardScorer(ABC):
         sub_scores = np.stack([scene for scene, _ in scored]) if scored else np.zeros((0, 0, len(SUB_SCORES)))
         assert sub_scores.shape[:2] == (num_scenes, num_trajectories)
         reasons = tuple(reason for _, scene in scored for reason in scene)
-        return Scores(weighted_score(sub_scores, self._weights), sub_scores, reasons)
+        scores = Scores(weighted_score(sub_scores, self._weights), sub_scores, reasons)
+        if reasons:
+            num_unknown, num = (~scores.is_valid).sum(), scores.is_valid.size
+            LOGGER.warning("%d of %d trajectories have no reward, such as: %s", num_unknown, num, reasons[0])
+        return scores
 
     def close(self) -> None:  # noqa: B027 - nothing to end in process
         """Ends workers."""
@@ -196,7 +200,7 @@ def reward_scorer(config: RewardConfig, cache_folder: Path) -> RewardScorer:
     """The scorer that a configuration asks for.
 
     Raises:
-      DataError: the folder is no scene cache. ModuleNotFoundError: Ray is wanted and not installed.
+      DataError: the folder is no scene cache. RewardError: Ray is wanted and not installed.
     """
     if config.backend == "ray":
         from rl.ray_rewards import RayScorer
