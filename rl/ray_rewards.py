@@ -23,12 +23,12 @@ def import_ray() -> Any:
     """Ray, or how to get it.
 
     Raises:
-      ModuleNotFoundError: it is not installed.
+      RewardError: it is not installed.
     """
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise RewardError(
             "reward.backend=ray needs Ray, which is not installed: pip install ray, or set "
             "reward.backend=processes"
         ) from error
