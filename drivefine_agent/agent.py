@@ -343,14 +343,15 @@ class DriveFineAgent(AbstractAgent):
         return self.plan_observations(observations)
 
     def plan_observations(self, observations: Sequence[Observation]) -> dict[str, NDArray[np.float64]]:
-        """(B, 8, 3) poses by stage for a batch of observations."""
+        """(B, 8, 3) poses by stage for a batch of observations, in the precision of NAVSIM's trajectories."""
         if self._blank_image:
             observations = [with_blank_image(observation) for observation in observations]
         result = self.planner.plan(observations, self._options, self._sampling_generator())
         stages = {STAGE_FINAL: result.final[:, 0]}
         if self._options.refine:
             stages[STAGE_GENERATED] = result.generated[:, 0]
-        return stages
+        # float32, as NAVSIM is given them: what is evaluated here then scores as it does there, bit for bit.
+        return {name: poses.astype(np.float32).astype(np.float64) for name, poses in stages.items()}
 
     # -------------------------------------------------------------------------------- inside
 
