@@ -1,7 +1,7 @@
 """The main job on a world of its own: data, training, evaluation, report. Needs no data, no GPU, no NAVSIM.
 
     make demo                                  # or: python tools/demo.py output=runs/demo
-    python tools/demo.py num_train_logs=200 "sft=[]" output=runs/longer
+    python tools/demo.py num_train_logs=200 "sft=[]" "hybrid=[]" output=runs/longer
 
 Every step is one of the commands a user would type, and is printed before it runs. A stopped demo goes on
 where it was.
@@ -25,21 +25,26 @@ def demo(config: DictConfig) -> None:
     """The steps, in order."""
     started = time.monotonic()
     output = Path(config.output)
-    world, cache, sft, mlp = (output / name for name in ("world", "scene_cache", "sft", "ego_status_mlp"))
+    world, sft, hybrid, mlp = (output / name for name in ("world", "sft", "hybrid", "ego_status_mlp"))
     data = f"dataset_root={world}"
-    test = (data, "train_test_split=world_test", f"metric_cache_path={cache}")
+    train = (data, "train_test_split=world_train", f"metric_cache_path={output / 'scene_cache_train'}")
+    test = (data, "train_test_split=world_test", f"metric_cache_path={output / 'scene_cache'}")
 
-    # A world in NAVSIM's formats, and its test scenes prepared for scoring.
+    # A world in NAVSIM's formats, its scenes prepared for scoring.
     run_command(
         "tools/make_world.py",
         f"output={world}",
         *(f"{key}={config[key]}" for key in ("seed", "num_train_logs", "num_val_logs", "num_test_logs")),
     )
+    run_command("tools/build_scene_cache.py", *train)
     run_command("tools/build_scene_cache.py", *test)
 
-    # DriveFine: masked diffusion on the drivers' trajectories, then the refiner's warm start.
-    # And a planner without eyes, on the same scenes.
-    run_command("tools/train_sft.py", data, f"output_dir={sft}", *config.sft)
+    # DriveFine: masked diffusion on the drivers' trajectories, then the refiner's warm start; then hybrid
+    # reinforcement learning of both against the PDM score. And a planner without eyes, on the same scenes.
+    tiles = f"tile_cache_path={output / 'tiles'}"
+    run_command("tools/train_sft.py", data, f"output_dir={sft}", tiles, *config.sft)
+    start = (f"checkpoint_path={sft}", f"output_dir={hybrid}", tiles)
+    run_command("rl/train_hybrid.py", *train, *start, *config.hybrid)
     run_command("tools/train_ego_status_mlp.py", data, f"output_dir={mlp}")
 
     # PDMS on roads never trained on.
@@ -48,7 +53,14 @@ def demo(config: DictConfig) -> None:
         run_command(
             "tools/evaluate.py", f"agent={name}", *checkpoint, *test, f"output_dir={output / 'eval' / name}"
         )
-    drivefine = ("agent=drivefine", f"agent.checkpoint_path={sft / 'model'}", *test)
+    run_command(
+        "tools/evaluate.py",
+        "agent=drivefine",
+        f"agent.checkpoint_path={sft / 'model'}",
+        *test,
+        f"output_dir={output / 'eval' / 'drivefine_sft'}",
+    )
+    drivefine = ("agent=drivefine", f"agent.checkpoint_path={hybrid / 'model'}", *test)
     run_command("tools/evaluate.py", *drivefine, f"output_dir={output / 'eval' / 'drivefine'}")
     run_command(
         "tools/evaluate.py",
@@ -58,7 +70,7 @@ def demo(config: DictConfig) -> None:
     )
 
     # Tables and a page to look at.
-    names = ("drivefine", "drivefine_blind", *BASELINES)
+    names = ("drivefine", "drivefine_sft", "drivefine_blind", *BASELINES)
     before = output / "eval" / "drivefine" / "results_before_refinement.csv"
     run_command(
         "tools/compare.py",
@@ -73,7 +85,7 @@ def demo(config: DictConfig) -> None:
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for what, path in (
         ("world", world),
-        ("model", sft / "model"),
+        ("model", hybrid / "model"),
         ("results", output / "eval"),
         ("report", report),
     ):
