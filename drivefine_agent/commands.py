@@ -1,29 +1,50 @@
-"""Runs the project's own command lines one after the other, for jobs made of several of them."""
+"""Runs the project's own command lines, for jobs made of several of them."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).parents[1]
 
 
-def run_command(script: str, *arguments: str) -> None:
+def run_command(script: str, *arguments: str, log: Path | None = None) -> None:
     """Prints and runs one command from the repository's root; its failure ends the job.
 
     Args:
       script: path below the root, such as `tools/evaluate.py`.
       arguments: as on the command line.
+      log: file for what the command prints, where several run at once; each then computes on one thread.
 
     Raises:
-      SystemExit: with the command's own exit code.
+      SystemExit: with the command's own exit code, or, where it has a log, a line that names it.
     """
-    print(f"\n$ python {script} {shlex.join(arguments)}", flush=True)
+    command = f"$ python {script} {shlex.join(arguments)}"
     started = time.monotonic()
-    code = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False).returncode
+    if log is None:
+        print(f"\n{command}", flush=True)
+        code = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False).returncode
+        if code != 0:
+            sys.exit(code)
+        print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
+        return
+    tqdm.write(f"{command} > {log}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        code = subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments],
+            check=False,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        ).returncode
     if code != 0:
-        sys.exit(code)
-    print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
+        raise SystemExit(f"error: {script} ended with exit code {code}: see {log}")
+    tqdm.write(f"  {log}: done ({time.monotonic() - started:.0f} s)")

@@ -1,4 +1,4 @@
-"""Measures what users wait for, on one core: preparing scenes, scoring, decoding with and without cache.
+"""Measures what users wait for, on one core: preparing scenes, scoring, decoding, reinforcement learning.
 
     make bench                # or: OMP_NUM_THREADS=1 python tools/bench.py --scenes 40 --output runs/bench
 
@@ -9,7 +9,9 @@ within it. Makes a small synthetic world of its own.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from drivefine_agent.actions import MASKED
+from drivefine_agent.commands import run_command
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.data.maps import Map, load_map
 from drivefine_agent.data.scenes import SceneFilter, future_poses, load_scenes
@@ -30,6 +36,9 @@ from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.synthetic.dataset import WorldConfig, make_world
+from rl.config import RolloutConfig
+from rl.policy import PolicyBatch, policy_log_probs
+from rl.rollout import SceneInputs, encode_scenes, sample_group
 
 NUM_PROPOSALS = (1, 10, 70, 512)
 LONG_PROMPT = 1800  # tokens, the 8B model's prompt
@@ -128,6 +137,94 @@ def bench_decoding(name: str, config: DriveFineConfig, num_text_tokens: int, num
     )
 
 
+# ------------------------------------------------------------------------------------------ reinforcement
+
+
+def bench_policy(config: DriveFineConfig, num_text_tokens: int, num_samples: int = 10, tau: int = 3) -> None:
+    """Log-probabilities of a group of samples, and their gradient: one prompt for all rows, or each its own."""
+    torch.manual_seed(0)
+    model = DriveFineModel(config).eval()
+    num_steps = 12
+    context_ids = torch.randint(3, config.base_vocab_size, (1, num_text_tokens))
+    context_ids[0, 0] = IMAGE_PLACEHOLDER
+    instruction = torch.randint(3, config.base_vocab_size, (4,))
+    spec = config.tiles
+    tiles = torch.randint(0, 256, (1, spec.num_tiles, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        visual = model.encode_images(tiles)
+        scenes = SceneInputs(visual, context_ids, None)
+        rollout = RolloutConfig(num_samples=num_samples, num_denoising_steps=num_steps)
+        trace = sample_group(model, encode_scenes(model, scenes), instruction, rollout, 0, [0])
+    visual, actions, steps = visual.clone(), trace.actions.clone(), trace.step_map.clone()
+    batch = PolicyBatch(context_ids, None, instruction, instruction, actions, steps, None, visual)
+
+    def packed() -> Tensor:
+        log_probs = policy_log_probs(model, batch, tau, num_steps).generator
+        assert log_probs is not None
+        if torch.is_grad_enabled():
+            log_probs.sum().backward()  # type: ignore[no-untyped-call]
+        return log_probs.detach()
+
+    def one_prompt_per_row() -> Tensor:
+        total = torch.zeros(actions.shape)
+        for sample in range(num_samples):
+            for first in range(0, num_steps, tau):
+                own, step = actions[0, sample], steps[0, sample]
+                row = torch.where(step < first, own, MASKED)
+                logits = model(None, context_ids, instruction, row[None, None], visual=visual)
+                is_scored = (step >= first) & (step < first + tau)
+                log_probs = torch.where(is_scored, logits.log_probs(own[None, None])[0, 0], 0.0)
+                if torch.is_grad_enabled():
+                    log_probs.sum().backward()
+                total[0, sample] += log_probs.detach()
+        return total
+
+    flops = []
+    for call in (packed, one_prompt_per_row):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call()
+        flops.append(counter.get_total_flops())
+    difference = (packed() - one_prompt_per_row()).abs().max().item()
+    fast, slow = median_seconds(packed, 3), median_seconds(one_prompt_per_row, 1)
+    prompt_length = config.num_visual_tokens + num_text_tokens - 1 + len(instruction)
+    print(
+        f"  prompt {prompt_length}, {num_samples} samples, tau {tau}, forward and backward: "
+        f"{slow:.1f} s with a prompt for each row, {fast:.2f} s behind one prompt, {slow / fast:.1f} x; "
+        f"forward FLOP {flops[1] / flops[0]:.1f} x; log-probabilities differ by at most {difference:.0e}"
+    )
+
+
+def bench_reinforcement(folder: Path, num_steps: int = 6) -> None:
+    """Steps of the real script on a small world: how long one takes, and how long it waits for rewards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    world, cache, sft, run = (folder / name for name in ("world", "cache", "sft", "run"))
+    run_command("tools/make_world.py", f"output={world}", "num_train_logs=2", "num_test_logs=0")
+    data = (f"dataset_root={world}", "train_test_split=world_train")
+    run_command("tools/build_scene_cache.py", *data, f"metric_cache_path={cache}")
+    short = ("perception.num_epochs=0", "generator.num_epochs=1", "refiner.num_epochs=1")
+    run_command(
+        "tools/train_sft.py", f"dataset_root={world}", f"output_dir={sft}", "run.num_threads=1", *short
+    )
+    run_command(
+        "rl/train_hybrid.py",
+        *data,
+        f"metric_cache_path={cache}",
+        f"checkpoint_path={sft}",
+        f"output_dir={run}",
+        "run.num_epochs=100",
+        f"run.max_steps={num_steps}",
+        "run.num_threads=1",
+    )
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    entries = [entry for entry in entries if "time/step_s" in entry][1:]  # the first one compiles
+    seconds = float(np.median([entry["time/step_s"] for entry in entries]))
+    share = float(np.median([entry["time/reward_wait_share"] for entry in entries]))
+    print(
+        f"  a step of rl/train_hybrid.py (16 scenes, 10 samples, 6 refinements of each): {seconds:.2f} s, "
+        f"{100 * share:.1f} % of it spent on rewards (1,120 trajectories)"
+    )
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
@@ -158,6 +255,10 @@ def main() -> None:
     long_prompt = DriveFineConfig.tiny()
     long_prompt.text_config.max_position_embeddings = 4096
     bench_decoding("tiny, the 8B's prompt", long_prompt, LONG_PROMPT)
+
+    print("\nReinforcement learning, one core")
+    bench_policy(long_prompt, LONG_PROMPT)
+    bench_reinforcement(arguments.output / "reinforcement")
 
 
 if __name__ == "__main__":
