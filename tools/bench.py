@@ -141,7 +141,7 @@ def bench_decoding(name: str, config: DriveFineConfig, num_text_tokens: int, num
 
 
 def bench_policy(config: DriveFineConfig, num_text_tokens: int, num_samples: int = 10, tau: int = 3) -> None:
-    """Log-probabilities of a group of samples, and their gradient: one prompt for all rows, or each its own."""
+    """Log-probabilities of a group of samples and their gradient: one prompt for all rows or one for each."""
     torch.manual_seed(0)
     model = DriveFineModel(config).eval()
     num_steps = 12
