@@ -5,10 +5,9 @@
 
 All runs of a seed start from its one SFT checkpoint and take equally many reinforcement steps; each row adds
 a term to the objective of the row above. Rows 1 and 2 are scored as the generator drafts, rows 3 and 4 after
-refinement, with the other beside them. Test scenes lie in a city whose roads were never trained on.
-Writes table.md, table.json and learning_curves.png. Every step is a command of its own and is printed; `jobs`
-of them run at once, on one thread each, which trains the tiny model faster than many threads on one run.
-A stopped ablation goes on where it was.
+refinement; what refinement is worth to each stands in the last column. Test scenes lie in a city whose roads
+were never trained on. Writes table.md, table.json and learning_curves.png. Every step is a command of its
+own and is printed; `jobs` of them run at once, on one thread each. A stopped ablation goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import hydra
-import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -93,10 +91,12 @@ def ablation(config: DictConfig) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-    rows = [
-        Row(title, [results(output / f"seed{seed}" / name / "eval", is_refined) for seed in config.seeds])
-        for name, title, is_refined in table_rows()
-    ]
+    rows = []
+    for name, (_, _, is_refined) in ROWS.items():
+        folders = [output / f"seed{seed}" / name / "eval" for seed in config.seeds]
+        drafts = [read_csv(folder / "results_before_refinement.csv") for folder in folders]
+        refined = [read_csv(folder / "results.csv") for folder in folders]
+        rows.append(Row(TITLES[name], drafts, refined, is_refined))
     text, table = ablation_table(rows, list(config.seeds))
     write_bytes(output / "table.md", text.encode())
     write_bytes(output / "table.json", (json.dumps(table, indent=1) + "\n").encode())
@@ -105,20 +105,6 @@ def ablation(config: DictConfig) -> None:
     print(f"\n{text}\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for file in ("table.md", "table.json", "learning_curves.png"):
         print(f"  {output / file}")
-
-
-def table_rows() -> list[tuple[str, str, bool]]:
-    """Name, title and whether after refinement, of every row of the table."""
-    rows = []
-    for name, (_, _, is_refined) in ROWS.items():
-        rows.append((name, TITLES[name], is_refined))
-        rows.append((name, f"{TITLES[name]}, {'its drafts' if is_refined else 'refined'}", not is_refined))
-    return rows
-
-
-def results(folder: Path, is_refined: bool) -> pd.DataFrame:
-    """Per-scene results of an evaluation."""
-    return read_csv(folder / ("results.csv" if is_refined else "results_before_refinement.csv"))
 
 
 @hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="ablation")

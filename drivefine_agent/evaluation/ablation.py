@@ -31,31 +31,45 @@ class Row:
     """One row of an ablation."""
 
     title: str
-    results: Sequence[pd.DataFrame]
-    """Per-scene results (`results_csv.read_csv`), one table per seed, all of the same scenes."""
+    drafts: Sequence[pd.DataFrame]
+    """Per-scene results (`results_csv.read_csv`) before refinement: a table per seed, of the same scenes."""
+    refined: Sequence[pd.DataFrame]
+    """The same after refinement."""
+    is_refined: bool
+    """Which of them the row shows."""
+
+    @property
+    def results(self) -> Sequence[pd.DataFrame]:
+        """What the row shows."""
+        return self.refined if self.is_refined else self.drafts
 
 
-def seed_difference(row: Row, base: Row, metric: str = "score") -> Interval:
-    """Paired bootstrap interval of a row's gain over another, over scenes, each scene's mean over the seeds.
+def seed_difference(
+    results: Sequence[pd.DataFrame], base: Sequence[pd.DataFrame], metric: str = "score"
+) -> Interval:
+    """Paired bootstrap interval of a gain over another row, over scenes, each scene's mean over the seeds.
 
     Scenes that failed in either row for any seed are left out, in pairs. The interval tells how sure the gain
     is on other scenes like these; how it differs between seeds is shown beside it.
 
+    Args:
+      results: one table per seed.
+      base: what they are compared with.
+      metric: column.
+
     Raises:
       DataError: the rows cover other scenes or numbers of seeds, or no scene is valid in all of them.
     """
-    if len(row.results) != len(base.results):
-        raise DataError(
-            f"rows must have as many seeds, got {len(row.results)} ({row.title}) and {len(base.results)}"
-        )
-    tables = [*row.results, *base.results]
+    if len(results) != len(base):
+        raise DataError(f"rows must have as many seeds, got {len(results)} and {len(base)}")
+    tables = [*results, *base]
     check_same_scenes({str(number): table for number, table in enumerate(tables)})
     aligned = [table.set_index("token").sort_index() for table in tables]
     valid = np.logical_and.reduce([table["valid"].to_numpy(dtype=bool) for table in aligned])
     if not valid.any():
-        raise DataError(f"no scene is valid in all seeds of {row.title!r} and {base.title!r}")
+        raise DataError("no scene is valid for all seeds of the rows to compare")
     values = np.stack([table[metric].to_numpy()[valid] for table in aligned])  # (2 seeds, scenes)
-    count = len(row.results)
+    count = len(results)
     return paired_interval(values[:count].mean(axis=0), values[count:].mean(axis=0))
 
 
@@ -72,26 +86,30 @@ def ablation_table(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, dict
         "by seed",
         f"against {rows[0].title} [95 %]",
         "against the row above [95 %]",
+        "refined - its drafts [95 %]",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     data = []
     for number, row in enumerate(rows):
         means = {c: float(np.mean([table[c].mean(skipna=True) for table in row.results])) for c in COLUMNS}
         by_seed = [float(table["score"].mean(skipna=True)) for table in row.results]
-        first = seed_difference(row, rows[0]) if number > 0 else None
-        above = seed_difference(row, rows[number - 1]) if number > 0 else None
+        first = seed_difference(row.results, rows[0].results) if number > 0 else None
+        above = seed_difference(row.results, rows[number - 1].results) if number > 0 else None
+        refinement = seed_difference(row.refined, row.drafts)
         cells = [row.title, *(f"{100 * means[c]:.1f}" for c in COLUMNS)]
         cells += [", ".join(f"{100 * value:.1f}" for value in by_seed)]
-        cells += [format_interval(first), format_interval(above)]
+        cells += [format_interval(first), format_interval(above), format_interval(refinement)]
         lines.append("| " + " | ".join(cells) + " |")
         data.append(
             {
                 "row": row.title,
                 "means": means,
                 "score_by_seed": dict(zip(map(str, seeds), by_seed, strict=True)),
+                "is_refined": row.is_refined,
                 "num_invalid": [int((~table["valid"].astype(bool)).sum()) for table in row.results],
                 "against_first": None if first is None else asdict(first),
                 "against_above": None if above is None else asdict(above),
+                "refined_against_drafts": asdict(refinement),
             }
         )
     scenes = len(rows[0].results[0])
