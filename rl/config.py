@@ -35,7 +35,7 @@ class RolloutConfig:
     schedule: ScheduleName = "cosine"
     """How many tokens are committed when."""
     temperature: float = 1.0
-    """Of sampling and of all log-probabilities, of both experts."""
+    """Of the generation expert's samples and of their log-probabilities."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -55,6 +55,8 @@ class HybridRolloutConfig(RolloutConfig):
 
     num_refined: int = 6
     """K, refinements sampled per anchor."""
+    refine_temperature: float = 1.0
+    """Of the refinement expert's samples and of all log-probabilities under it."""
     greedy_anchor: bool = False
     """Whether the greedy draft, which the refiner is given when driving, is an anchor too: it gets K
     refinements, and no role in the group."""
@@ -64,6 +66,8 @@ class HybridRolloutConfig(RolloutConfig):
         super().__post_init__()
         if self.num_refined < 1:
             raise ValueError(f"rollout.num_refined must be at least 1, got {self.num_refined}")
+        if not self.refine_temperature > 0.0:
+            raise ValueError(f"rollout.refine_temperature must be positive, got {self.refine_temperature}")
 
 
 @dataclass(frozen=True)

@@ -69,30 +69,45 @@ class PolicyLogProbs(NamedTuple):
 class PolicyModule(nn.Module):
     """What the engine wraps; see `policy_log_probs`."""
 
-    def __init__(self, model: DriveFineModel, tau: int, num_steps: int, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: DriveFineModel,
+        tau: int,
+        num_steps: int,
+        temperature: float = 1.0,
+        refine_temperature: float = 1.0,
+    ) -> None:
         """Args as of `policy_log_probs`.
 
         Raises:
-          ValueError: the temperature is not 1 and the model's softmax runs over its whole vocabulary.
+          ValueError: a temperature is not 1 and the model's softmax runs over its whole vocabulary.
         """
         super().__init__()
-        if temperature != 1.0 and not model.config.slot_restricted:
+        if (temperature, refine_temperature) != (1.0, 1.0) and not model.config.slot_restricted:
             raise ValueError(
-                f"with a full-vocabulary softmax rollout.temperature must be 1, got {temperature}: "
-                "sampling and log-probabilities would differ"
+                "with a full-vocabulary softmax rollout.temperature and .refine_temperature must be 1, "
+                f"got {temperature} and {refine_temperature}: sampling and log-probabilities would differ"
             )
         self.model = model
         self.tau = tau
         self.num_steps = num_steps
         self.temperature = temperature
+        self.refine_temperature = refine_temperature
 
     def forward(self, batch: PolicyBatch) -> PolicyLogProbs:
         """Log-probabilities with gradient; one call, so that no expert is idle in a forward pass."""
-        return policy_log_probs(self.model, batch, self.tau, self.num_steps, self.temperature)
+        return policy_log_probs(
+            self.model, batch, self.tau, self.num_steps, self.temperature, self.refine_temperature
+        )
 
 
 def policy_log_probs(
-    model: DriveFineModel, batch: PolicyBatch, tau: int, num_steps: int, temperature: float = 1.0
+    model: DriveFineModel,
+    batch: PolicyBatch,
+    tau: int,
+    num_steps: int,
+    temperature: float = 1.0,
+    refine_temperature: float = 1.0,
 ) -> PolicyLogProbs:
     """Log-probabilities of a micro-batch.
 
@@ -104,7 +119,8 @@ def policy_log_probs(
       batch: scenes, samples, targets.
       tau: denoising steps per group.
       num_steps: s, denoising steps of the samples.
-      temperature: of the softmax, as in sampling.
+      temperature: of the generation expert's softmax, as in sampling.
+      refine_temperature: of the refinement expert's.
     """
     visual = batch.visual
     if visual is None and batch.tiles is not None:
@@ -119,7 +135,7 @@ def policy_log_probs(
     if batch.targets is not None:
         anchors = batch.actions if batch.anchors is None else batch.anchors
         logits = refiner_logits(model, context, batch.refine_ids, anchors)
-        refiner = logits.log_probs_of_each(batch.targets, temperature)
+        refiner = logits.log_probs_of_each(batch.targets, refine_temperature)
         if batch.wants_entropy:
             with torch.no_grad():
                 refiner_entropy = logits.entropy()

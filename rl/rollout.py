@@ -108,4 +108,4 @@ def sample_refinements(
         logits.heading.unsqueeze(2),
         None if logits.log_normalizer is None else logits.log_normalizer.unsqueeze(2),
     )
-    return shared.draw(config.temperature, uniform)[0]
+    return shared.draw(config.refine_temperature, uniform)[0]

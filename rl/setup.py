@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from drivefine_agent.training.objectives import Instructions
 from drivefine_agent.training.optimization import learning_rate_factor
 from drivefine_agent.training.phase import batch_order, num_epoch_steps
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
-from rl.config import TrainGRPOConfig
+from rl.config import HybridRolloutConfig, TrainGRPOConfig
 from rl.engine import Engine
 from rl.monitors import Means
 from rl.policy import PolicyBatch, PolicyLogProbs, PolicyModule, policy_log_probs
@@ -168,11 +169,8 @@ class Run:
 
     def log_probs(self, model: DriveFineModel, batch: PolicyBatch) -> PolicyLogProbs:
         """Log-probabilities under a model that the engine does not train, or not now; without gradient."""
-        objective, rollout = self.config.objective, self.config.rollout
         with torch.no_grad():
-            return policy_log_probs(
-                model, batch, objective.tau, rollout.num_denoising_steps, rollout.temperature
-            )
+            return policy_log_probs(model, batch, **policy_settings(self.config))
 
     def update(self, step: int) -> dict[str, float]:
         """One optimizer update at the step's learning rate; returns what is worth logging.
@@ -260,6 +258,18 @@ class MicroBatch:
     is_last: bool
 
 
+def policy_settings(config: TrainGRPOConfig) -> dict[str, Any]:
+    """How the policy is evaluated: as it was sampled."""
+    settings: dict[str, Any] = {
+        "tau": config.objective.tau,
+        "num_steps": config.rollout.num_denoising_steps,
+        "temperature": config.rollout.temperature,
+    }
+    if isinstance(config.rollout, HybridRolloutConfig):
+        settings["refine_temperature"] = config.rollout.refine_temperature
+    return settings
+
+
 def begin_run(config: TrainGRPOConfig, needs_reference: bool) -> Run:
     """Loads everything, checks everything, and goes on from the newest checkpoint if there is one.
 
@@ -283,10 +293,7 @@ def begin_run(config: TrainGRPOConfig, needs_reference: bool) -> Run:
         raise DataError(f"split {split.name} has no scene to learn from")
 
     reference = copy.deepcopy(planner.model).requires_grad_(False) if needs_reference else None
-    rollout = config.rollout
-    policy = PolicyModule(
-        planner.model, config.objective.tau, rollout.num_denoising_steps, rollout.temperature
-    )
+    policy = PolicyModule(planner.model, **policy_settings(config))
     engine = Engine.create(policy, parameter_groups(planner.model, config), config.optimizers, config.engine)
     if reference is not None:
         reference.to(engine.device)  # type: ignore[arg-type]

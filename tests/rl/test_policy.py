@@ -122,14 +122,15 @@ def test_anchors_may_be_others_than_the_samples(sampled) -> None:
 
 def test_temperature_is_that_of_the_sampling(sampled) -> None:
     model, batch = sampled.model, sampled.batch
-    warm = PolicyModule(model, 6, NUM_STEPS, temperature=2.0)(batch)  # one row: everything masked
-    for expert, ids, rows, got in (
-        ("generation", batch.predict_ids, torch.full_like(batch.actions, MASKED), warm.generator),
-        ("refinement", batch.refine_ids, batch.actions, warm.refiner[:, range(3), range(3)]),
+    # tau 6, one row: everything masked
+    warm = PolicyModule(model, 6, NUM_STEPS, temperature=2.0, refine_temperature=0.5)(batch)
+    for expert, ids, rows, temperature, got in (
+        ("generation", batch.predict_ids, torch.full_like(batch.actions, MASKED), 2.0, warm.generator),
+        ("refinement", batch.refine_ids, batch.actions, 0.5, warm.refiner[:, range(3), range(3)]),
     ):
         prompt = model.prefill(None, batch.context_ids, ids, expert, batch.context_lengths, batch.visual)
         logits = model.answer_logits(prompt, rows)
-        log_probs = torch.log_softmax(logits.spatial[:, :, 0, 0] / 2.0, -1)
+        log_probs = torch.log_softmax(logits.spatial[:, :, 0, 0] / temperature, -1)
         expected = log_probs.gather(-1, batch.actions[..., :1]).squeeze(-1)
         torch.testing.assert_close(got[..., 0], expected, rtol=1e-5, atol=1e-5)
 
@@ -137,8 +138,10 @@ def test_temperature_is_that_of_the_sampling(sampled) -> None:
 def test_temperature_with_a_full_vocabulary_softmax_is_refused() -> None:
     model = DriveFineModel(DriveFineConfig.debug(slot_restricted=False))
     PolicyModule(model, 2, NUM_STEPS)
-    with pytest.raises(ValueError, match=r"temperature must be 1, got 0\.7"):
+    with pytest.raises(ValueError, match=r"temperature must be 1, got 0\.7 and 1"):
         PolicyModule(model, 2, NUM_STEPS, 0.7)
+    with pytest.raises(ValueError, match=r"temperature must be 1, got 1\.0 and 0\.3"):
+        PolicyModule(model, 2, NUM_STEPS, refine_temperature=0.3)
 
 
 def test_gradients_stay_with_their_experts(sampled) -> None:

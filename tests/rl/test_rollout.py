@@ -78,7 +78,7 @@ def test_samples_are_what_the_planner_draws_with_the_same_generators(sampled) ->
 
 def test_refinements_follow_the_refiners_distribution_at_the_temperature(sampled) -> None:
     """Frequencies of the first slot over many draws, against the softmax."""
-    config = replace(sampled.config, num_refined=2000, temperature=0.7)
+    config = replace(sampled.config, num_refined=2000, refine_temperature=0.7)
     context = encode_scenes(sampled.model, sampled.scenes)
     anchors = sampled.trace.actions
     got = sample_refinements(sampled.model, context, sampled.refine_ids, anchors, config, 0, [0, 1])
