@@ -68,6 +68,7 @@ def ablation(config: DictConfig) -> None:
             "tools/evaluate.py",
             "agent=drivefine",
             f"agent.checkpoint_path={folder / name / 'model'}",
+            *config.evaluation,
             *test,
             f"output_dir={folder / name / 'eval'}",
             log=folder / f"{name}_evaluate.log",
