@@ -1,7 +1,7 @@
 """The component ablation of the paper (Table 4) on the synthetic world: SFT, + GRPO, + offline, + online.
 
     make ablation                              # or: python tools/ablation.py output=runs/ablation
-    python tools/ablation.py "seeds=[0]" "rl=[run.max_steps=20]" output=runs/quick
+    python tools/ablation.py "seeds=[0]" "rl=[run.max_steps=20]" "evaluation=[]" output=runs/quick
 
 All runs of a seed start from its one SFT checkpoint and take equally many reinforcement steps; each row adds
 a term to the objective of the row above. Rows 1 and 2 are scored as the generator drafts, rows 3 and 4 after
