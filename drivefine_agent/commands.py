@@ -13,6 +13,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 
+_running: set[subprocess.Popen[bytes]] = set()
+"""Commands with a log that have not ended."""
+
 
 def run_command(script: str, *arguments: str, log: Path | None = None) -> None:
     """Prints and runs one command from the repository's root; its failure ends the job.
@@ -37,14 +40,24 @@ def run_command(script: str, *arguments: str, log: Path | None = None) -> None:
     tqdm.write(f"{command} > {log}")
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with log.open("w") as file:
-        code = subprocess.run(
+    with log.open("a") as file:
+        process = subprocess.Popen(
             [sys.executable, str(ROOT / script), *arguments],
-            check=False,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
-        ).returncode
+        )
+        _running.add(process)
+        try:
+            code = process.wait()
+        finally:
+            _running.discard(process)
     if code != 0:
         raise SystemExit(f"error: {script} ended with exit code {code}: see {log}")
     tqdm.write(f"  {log}: done ({time.monotonic() - started:.0f} s)")
+
+
+def stop_commands() -> None:
+    """Ends the commands that run at once with others, after one of them has failed."""
+    for process in list(_running):
+        process.terminate()

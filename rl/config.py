@@ -1,6 +1,6 @@
 """What a reinforcement run can be told; every default is here, the YAML files hold only what a run changes.
 
-Defaults are the paper's where it names a number, else those of `model.md` 1.9.
+Defaults are the paper's where it names a number; what it leaves open follows TraceRL and LaViDa.
 """
 
 from __future__ import annotations

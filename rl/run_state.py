@@ -38,10 +38,15 @@ FREE_KEYS = (
     "experiment_name",
     "tile_cache_path",
     "engine",
+    "reward.backend",
+    "reward.num_workers",
+    "reward.timeout_s",
+    "reward.start_timeout_s",
+    "reward.max_failures_in_a_row",
     "run.log_every",
     "run.checkpoint_every",
     "run.num_threads",
-    "run.device",
+    "run.visual_cache_gb",
 )
 """Keys, or groups of keys, that may change when a run goes on: they do not touch what is learned."""
 

@@ -295,6 +295,7 @@ def begin_run(config: TrainGRPOConfig, needs_reference: bool) -> Run:
     reference = copy.deepcopy(planner.model).requires_grad_(False) if needs_reference else None
     policy = PolicyModule(planner.model, **policy_settings(config))
     engine = Engine.create(policy, parameter_groups(planner.model, config), config.optimizers, config.engine)
+    engine.share(np.arange(config.run.batch_size))  # refuses a batch that the processes cannot share
     if reference is not None:
         reference.to(engine.device)  # type: ignore[arg-type]
         if config.engine.precision == "bfloat16":

@@ -79,6 +79,7 @@ def train(config: TrainGRPOConfig) -> Path:
                     reference = None if run.reference is None else run.log_probs(run.reference, asked)
                     old = run.log_probs(model, asked) if objective.num_inner_updates > 1 else None
                     drafts.append((batch, ticket, reference, old))
+            del model, context, trace  # where weights are sharded: a whole copy, and what it remembers
 
             # Rewards and advantages.
             scored = {}

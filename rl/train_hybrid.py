@@ -109,6 +109,7 @@ def train(config: TrainHybridConfig) -> Path:
                         reference = run.log_probs(run.reference, asked._replace(targets=None))
                     old = run.log_probs(model, asked) if objective.num_inner_updates > 1 else None
                     drafts.append((batch, anchor_ticket, refined_ticket, reference, old))
+            del model, context, trace  # where weights are sharded: a whole copy, and what it remembers
 
             scored = {}
             for update in range(objective.num_inner_updates):

@@ -23,7 +23,9 @@ def composed(script: str, recipe: str, *overrides: str) -> Any:
 
 
 def test_supervised_recipe() -> None:
-    config = from_mapping(TrainSFTConfig, composed("train_sft", "llada_8b_sft", "output_dir=out"))
+    config = from_mapping(
+        TrainSFTConfig, composed("train_sft", "llada_8b_sft", "output_dir=out", "model.init_from=x")
+    )
     generator = config.generator
     assert config.model.preset == "llada_8b"
     assert (generator.num_epochs, generator.batch_size) == (12, 64)
@@ -57,4 +59,7 @@ def test_reinforcement_recipe() -> None:
         ]
         assert rates == [1.0] * 100
     assert config.engine.backend == "zero2"  # the command line has the last word
+    assert config.engine.precision == "bfloat16"
+    assert config.engine.gradient_checkpointing
+    assert config.run.micro_batch_scenes == 1
     assert set(config.optimizers) == {"generator", "refiner"}

@@ -5,7 +5,8 @@
 
 All runs of a seed start from its one SFT checkpoint and take equally many reinforcement steps; each row adds
 a term to the objective of the row above. Rows 1 and 2 are scored as the generator drafts, rows 3 and 4 after
-refinement; what refinement is worth to each stands in the last column. Test scenes lie in a city whose roads
+refinement; the last columns tell what refinement is worth to each row, that of rows 1 and 2 being the warm
+start's, and what its term is worth where all rows are refined. Test scenes lie in a city whose roads
 were never trained on. Writes table.md, table.json and learning_curves.png. Every step is a command of its
 own and is printed; `jobs` of them run at once, on one thread each. A stopped ablation goes on where it was.
 """
@@ -21,7 +22,7 @@ import hydra
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from drivefine_agent.commands import run_command
+from drivefine_agent.commands import run_command, stop_commands
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.evaluation.ablation import Row, ablation_table, learning_curves
 from drivefine_agent.evaluation.results_csv import read_csv
@@ -90,6 +91,7 @@ def ablation(config: DictConfig) -> None:
                 job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            stop_commands()
             raise
 
     rows = []

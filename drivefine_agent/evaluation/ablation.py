@@ -87,6 +87,7 @@ def ablation_table(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, dict
         f"against {rows[0].title} [95 %]",
         "against the row above [95 %]",
         "refined - its drafts [95 %]",
+        "refined - the row above refined [95 %]",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     data = []
@@ -96,9 +97,10 @@ def ablation_table(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, dict
         first = seed_difference(row.results, rows[0].results) if number > 0 else None
         above = seed_difference(row.results, rows[number - 1].results) if number > 0 else None
         refinement = seed_difference(row.refined, row.drafts)
+        both_refined = seed_difference(row.refined, rows[number - 1].refined) if number > 0 else None
         cells = [row.title, *(f"{100 * means[c]:.1f}" for c in COLUMNS)]
         cells += [", ".join(f"{100 * value:.1f}" for value in by_seed)]
-        cells += [format_interval(first), format_interval(above), format_interval(refinement)]
+        cells += [format_interval(gain) for gain in (first, above, refinement, both_refined)]
         lines.append("| " + " | ".join(cells) + " |")
         data.append(
             {
@@ -110,12 +112,14 @@ def ablation_table(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, dict
                 "against_first": None if first is None else asdict(first),
                 "against_above": None if above is None else asdict(above),
                 "refined_against_drafts": asdict(refinement),
+                "refined_against_above_refined": None if both_refined is None else asdict(both_refined),
             }
         )
     scenes = len(rows[0].results[0])
+    drafted = ", ".join(row.title for row in rows if not row.is_refined)
     note = (
-        f"{scenes} held-out scenes, seeds {', '.join(map(str, seeds))}. Intervals: paired bootstrap over "
-        "scenes of the mean over seeds; * excludes zero."
+        f"{scenes} held-out scenes, seeds {', '.join(map(str, seeds))}. Scored before refinement: {drafted}; the "
+        "others after it. Intervals: paired bootstrap over scenes of the mean over seeds; * excludes zero."
     )
     return "\n".join([*lines, "", note, ""]), {"num_scenes": scenes, "seeds": list(seeds), "rows": data}
 

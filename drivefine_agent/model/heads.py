@@ -166,7 +166,8 @@ def _scaled_features(
     spec: ActionSpec, width: int, std: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """(num_actions, width) Fourier features whose orthogonal maps have spread `std`."""
-    return (ordinal_features(spec, width) * std).to(device, dtype)
+    with torch.inference_mode(False):  # kept for calls with gradient too, whoever asks first
+        return (ordinal_features(spec, width) * std).to(device, dtype)
 
 
 def _weight(parameter: Tensor, frozen: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the refiner is warm-started on: demonstrations spoilt in four ways (model.md A9).
+"""What the refiner is warm-started on: demonstrations spoilt in four ways.
 
 The refiner reads 24 finished tokens and predicts all 24 anew. Before reinforcement learning it learns the
 basic skill from pairs (spoilt trajectory, demonstration):

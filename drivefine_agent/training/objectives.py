@@ -68,7 +68,7 @@ def generator_loss(
     label_smoothing_bins: float = 0.0,
     train_vision: bool = True,
 ) -> AnswerLoss:
-    """Masked-diffusion loss with complementary masking (equation 1, model.md A6 and A7).
+    """Masked-diffusion loss with complementary masking (equation 1; masking and weights as LaViDa's).
 
     Every demonstration enters `pairs_per_scene` times as a pair of rows: masked on a random set of slots, and
     on all the others. Each slot is predicted once per pair, where it is masked. All rows of a scene share one
@@ -116,7 +116,7 @@ def refiner_loss(
     config: RefinerConfig,
     generator: torch.Generator,
 ) -> AnswerLoss:
-    """Cross-entropy of the refinement expert on all 24 slots, given spoilt demonstrations (model.md A9).
+    """Cross-entropy of the refinement expert on all 24 slots, given spoilt demonstrations (`corruptions`).
 
     Own samples are decoded here, by the generation expert as it is, over the same encoded context that the
     refiner reads. The gradient reaches the refinement blocks and nothing else.

@@ -67,9 +67,13 @@ def test_the_table_has_the_papers_columns_and_both_comparisons() -> None:
     assert lines[0].startswith("| row | NC | DAC | TTC | C | EP | PDMS | by seed |")
     assert (
         lines[2]
-        == "| SFT | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | - | - | -10.0 [-10.0, -10.0] * |"
+        == "| SFT | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | - | - | -10.0 [-10.0, -10.0] * | - |"
     )
-    assert lines[4].endswith("| +40.0 [+40.0, +40.0] * | +30.0 [+30.0, +30.0] * | +20.0 [+20.0, +20.0] * |")
+    assert lines[4].endswith(
+        "| +40.0 [+40.0, +40.0] * | +30.0 [+30.0, +30.0] * "
+        "| +20.0 [+20.0, +20.0] * | +30.0 [+30.0, +30.0] * |"
+    )
+    assert "Scored before refinement: SFT, + GRPO; the others after it" in text
     assert "3 held-out scenes, seeds 7" in text
     assert data["rows"][2]["against_above"]["mean"] == pytest.approx(0.3)
     assert data["rows"][0]["refined_against_drafts"]["mean"] == pytest.approx(-0.1)

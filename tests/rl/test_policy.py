@@ -9,8 +9,10 @@ from torch import Tensor
 from drivefine_agent.actions import MASKED
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
+from rl.config import HybridRolloutConfig, RolloutConfig, TrainGRPOConfig, TrainHybridConfig
 from rl.objectives import group_advantages, grpo_loss, pair_advantages, refiner_loss
 from rl.policy import PolicyModule, num_trace_rows, trace_rows
+from rl.setup import policy_settings
 
 NUM_STEPS = 6
 
@@ -199,3 +201,14 @@ def test_entropy_is_that_of_the_scored_distributions(sampled) -> None:
     assert out.refiner_entropy.shape == (2, 3, 24)
     assert not out.generator_entropy.requires_grad
     assert PolicyModule(model, 6, NUM_STEPS)(batch).generator_entropy is None
+
+
+def test_the_policy_is_evaluated_at_the_temperatures_of_the_sampling() -> None:
+    folders = {"output_dir": "out", "checkpoint_path": "sft", "metric_cache_path": "cache"}
+    hybrid = TrainHybridConfig(
+        **folders, rollout=HybridRolloutConfig(num_denoising_steps=6, temperature=0.7, refine_temperature=0.3)
+    )
+    expected = {"tau": 3, "num_steps": 6, "temperature": 0.7}
+    assert policy_settings(hybrid) == expected | {"refine_temperature": 0.3}
+    grpo = TrainGRPOConfig(**folders, rollout=RolloutConfig(num_denoising_steps=6, temperature=0.7))
+    assert policy_settings(grpo) == expected
