@@ -73,7 +73,7 @@ def test_the_table_has_the_papers_columns_and_both_comparisons() -> None:
         "| +40.0 [+40.0, +40.0] * | +30.0 [+30.0, +30.0] * "
         "| +20.0 [+20.0, +20.0] * | +30.0 [+30.0, +30.0] * |"
     )
-    assert "Scored before refinement: SFT, + GRPO; the others after it" in text
+    assert "Before refinement: SFT, + GRPO; the others after it" in text
     assert "3 held-out scenes, seeds 7" in text
     assert data["rows"][2]["against_above"]["mean"] == pytest.approx(0.3)
     assert data["rows"][0]["refined_against_drafts"]["mean"] == pytest.approx(-0.1)
