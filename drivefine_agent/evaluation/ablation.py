@@ -118,8 +118,8 @@ def ablation_table(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, dict
     scenes = len(rows[0].results[0])
     drafted = ", ".join(row.title for row in rows if not row.is_refined)
     note = (
-        f"{scenes} held-out scenes, seeds {', '.join(map(str, seeds))}. Before refinement: {drafted}; the others "
-        "after it. Intervals: paired bootstrap over scenes of the mean over seeds; * excludes zero."
+        f"{scenes} held-out scenes, seeds {', '.join(map(str, seeds))}. Before refinement: {drafted}; "
+        "the others after it. Intervals: paired bootstrap over scenes of means over seeds; * excludes zero."
     )
     return "\n".join([*lines, "", note, ""]), {"num_scenes": scenes, "seeds": list(seeds), "rows": data}
 
