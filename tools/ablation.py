@@ -89,6 +89,7 @@ def ablation(config: DictConfig) -> None:
         try:
             for job in tqdm(as_completed(waiting), desc="Rows", total=len(waiting), unit="row"):
                 job.result()
+        # Whatever ends it, an interrupt or a failure, must end the other commands too; it is raised again.
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             stop_commands()
