@@ -7,8 +7,10 @@ the configuration; nothing waits for ever.
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,7 @@ import torch.distributed as dist
 
 from drivefine_agent.errors import DriveFineError
 
+_SETTLING_S = 0.3
 _SIGNS_OF_A_LOST_PROCESS = (
     "connection closed by peer",
     "connection reset by peer",
@@ -127,9 +130,15 @@ class Processes:
         ]
 
     def leave(self) -> None:
-        """Ends the group; without this a process may abort at its exit."""
+        """Ends the group, and lets gloo's threads, where somebody still owns a group, drop their last tensors.
+
+        Dropping one takes the interpreter's lock, and a thread that comes for it while the interpreter ends
+        aborts the process ("terminate called without an active exception").
+        """
         if dist.is_initialized():
             dist.destroy_process_group()
+            gc.collect()
+            time.sleep(_SETTLING_S)
 
 
 @contextmanager
