@@ -77,6 +77,37 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class GlobalObjects:
+    """The K road users and static objects of one time, ready-made in the global frame."""
+
+    names: tuple[str, ...]
+    """K type names, from constants.TRACK_TYPES, sorted by type as NAVSIM sorts them."""
+    track_tokens: tuple[str, ...]
+    poses: FloatArray
+    """(K, 3) box centre x, y [m], heading [rad]."""
+    sizes: FloatArray
+    """(K, 2) length, width [m]."""
+    velocities: FloatArray
+    """(K, 2) [m/s], global."""
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """What a second-stage (synthetic) sample has besides its frames; its future is simulated, not logged."""
+
+    scene_token: str
+    """Stem of the sample's file (`synthetic_scene_pickles/<scene_token>.pkl`)."""
+    original_scene: str
+    """`corresponding_original_scene`: token of the last frame (t0 + 4 s) of the first-stage sample."""
+    original_token: str
+    """`corresponding_original_initial_token`: token of the first-stage sample."""
+    future_objects: tuple[GlobalObjects, ...]
+    """Detections at 0.5, 1.0, ... s after the last frame; at least 8 are needed for scoring."""
+    future_lights: tuple[tuple[tuple[int, bool], ...], ...]
+    """Traffic lights (lane connector id, is_red) at the same times; may be shorter, then no lights."""
+
+
+@dataclass(frozen=True)
 class SceneWindow:
     """A sample: `num_history_frames` frames up to now, then `num_future_frames` future ones."""
 
@@ -88,6 +119,8 @@ class SceneWindow:
     num_future_frames: int
     log_path: Path | None = None
     """The file the window was read from, for messages."""
+    second_stage: SecondStage | None = None
+    """Of second-stage (NAVSIM 2) samples; None for samples cut from logs."""
 
     @property
     def current(self) -> Frame:

@@ -1,12 +1,12 @@
 """Records of the scorer: a scene ready to be scored, as flat arrays, and the result of scoring.
 
-Shape letters: P proposals, T = 51 samples of 0.1 s (0 to 5 s), K tracks, M map polygons, N centreline
-vertices. Everything is float64 in the global (UTM) frame of the map unless said otherwise.
+Shape letters: P proposals, T samples of 0.1 s (51: 0 to 5 s; NAVSIM 2: 41, 0 to 4 s), K tracks, M map
+polygons, N centreline vertices. Everything is float64 in the global (UTM) frame of the map unless said otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 import numpy as np
@@ -84,6 +84,100 @@ class ScoringScene:
     corners; None in scenes made by hand, which cannot be cached."""
     track_sizes: FloatArray | None = None
     """(K, 2) length, width of the boxes [m]."""
+
+
+@dataclass(frozen=True)
+class ReactiveTraffic:
+    """What NAVSIM 2's reactive policy needs of a scene: its vehicles at t = 0, and the lanes they follow.
+
+    V vehicles of frame 0 in the order of detection, A of them simulated. The other road users of the scene
+    are those of `track_*`.
+    """
+
+    vehicle_track: NDArray[np.int64]
+    """(V,) index of each vehicle among the scene's tracks."""
+    vehicle_poses: FloatArray
+    """(V, 3) centre x, y, heading at t = 0, as annotated."""
+    vehicle_speed: FloatArray
+    """(V,) length of the velocity at t = 0 [m/s]."""
+    may_freeze: NDArray[np.bool_]
+    """(V,) stays where it is while it is not simulated and nothing else stands there; others vanish."""
+    agent_vehicle: NDArray[np.int64]
+    """(A,) index into the vehicles, in the order in which NAVSIM moves them."""
+    agent_progress: FloatArray
+    """(A,) where the agent starts on its path [m]."""
+    agent_target_speed: FloatArray
+    """(A,) [m/s]."""
+    path_xy: FloatArray
+    """(N, 2) vertices of all paths."""
+    path_offsets: NDArray[np.int64]
+    """(A + 1,) slices of path_xy, one per agent."""
+
+
+@dataclass(frozen=True)
+class ScoringSceneV2(ScoringScene):
+    """One scene, ready to be scored under NAVSIM 2.2's rules.
+
+    Of the inherited fields, tracks have T = 41 samples (0 to 4 s); `reference_multiplier` is
+    NC x DAC x DDC x TLC in non-reactive traffic; `human_poses` is NaN where nobody drove on (second stage).
+    """
+
+    is_synthetic: bool = False
+    """A second-stage sample: the human-penalty filter does not apply."""
+    overlaps_at_start: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """(K,) touches the ego at t = 0; non-reactive traffic leaves these out altogether."""
+    exists_in_frame: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """(K,) annotated in frame 0 itself (a track of one other frame is there at all samples, but not here)."""
+    history_states: FloatArray = field(default_factory=lambda: np.zeros((0, 11)))
+    """(14 or 15, 11) logged ego states before t = 0 at 0.1 s; see StateIndex."""
+    red_light_xy: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
+    """(V, 2) vertices of the rings of the route's lane connectors that are red at some time."""
+    red_light_ring_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    red_light_part_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    red_light_on: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((41, 0), dtype=bool))
+    """(41, L) which of the L connectors is red at each sample."""
+    red_light_ids: tuple[str, ...] = ()
+    """(L,) lane connector ids."""
+    traffic: ReactiveTraffic | None = None
+    """None in scenes that can be scored with non-reactive traffic only."""
+    human_zeros_log_replay: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(6, dtype=bool))
+    """(6,) sub-scores of HUMAN_FILTERED that are 0 for the human driver in non-reactive traffic."""
+    human_zeros_idm: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(6, dtype=bool))
+    """(6,) the same in reactive traffic."""
+
+
+HUMAN_FILTERED = (
+    "no_at_fault_collisions",
+    "drivable_area_compliance",
+    "driving_direction_compliance",
+    "traffic_light_compliance",
+    "time_to_collision_within_bound",
+    "lane_keeping",
+)
+"""The sub-scores of which the human-penalty filter can lift a 0 to 1 (pdm-scorer 4.14)."""
+
+
+@dataclass(frozen=True)
+class SubScoresV2:
+    """Result of scoring P proposals under NAVSIM 2.2, before extended comfort; every field is (P,)."""
+
+    no_at_fault_collisions: FloatArray
+    drivable_area_compliance: FloatArray
+    driving_direction_compliance: FloatArray
+    traffic_light_compliance: FloatArray
+    ego_progress: FloatArray
+    time_to_collision_within_bound: FloatArray
+    lane_keeping: FloatArray
+    history_comfort: FloatArray
+    multiplicative_metrics_prod: FloatArray
+    """NC x DAC x DDC x TLC, lifted by the human-penalty filter under the rule `true`, not under `legacy`."""
+    pdm_score: FloatArray
+    """Interim score without extended comfort (divisor 14), never lifted by the filter."""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The columns, in the order of `tools/score_trajectories.py`."""
+        return tuple(f.name for f in fields(cls))
 
 
 @dataclass(frozen=True)
