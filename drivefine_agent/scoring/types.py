@@ -1,7 +1,8 @@
 """Records of the scorer: a scene ready to be scored, as flat arrays, and the result of scoring.
 
 Shape letters: P proposals, T samples of 0.1 s (51: 0 to 5 s; NAVSIM 2: 41, 0 to 4 s), K tracks, M map
-polygons, N centreline vertices. Everything is float64 in the global (UTM) frame of the map unless said otherwise.
+polygons, N centreline vertices. Everything is float64 in the global (UTM) frame of the map unless said
+otherwise.
 """
 
 from __future__ import annotations
