@@ -174,11 +174,13 @@ class SubScoresV2:
     """NC x DAC x DDC x TLC, lifted by the human-penalty filter under the rule `true`, not under `legacy`."""
     pdm_score: FloatArray
     """Interim score without extended comfort (divisor 14), never lifted by the filter."""
+    weighted_metrics: FloatArray
+    """(P, 4) EP, TTC, LK, HC as they enter the final score: lifted under `true`, not under `legacy`."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The columns, in the order of `tools/score_trajectories.py`."""
-        return tuple(f.name for f in fields(cls))
+        """The columns (P,), in the order of `tools/score_trajectories.py`."""
+        return tuple(f.name for f in fields(cls) if f.name != "weighted_metrics")
 
 
 @dataclass(frozen=True)
