@@ -85,7 +85,7 @@ class Occupancy:
         seen = [entry for entry in ahead if self._tokens[entry] not in self._tokens[agent]]
         if not seen:
             raise TrafficError(
-                f"what is ahead of the vehicle '{self._tokens[agent]}' goes unseen, because its token contains"
+                f"what is ahead of the vehicle '{self._tokens[agent]}' goes unseen, as that token contains"
                 f" '{self._tokens[ahead[0]]}': NAVSIM fails such a token too; rename the track in the log"
             )
         own = self._simplified(agent)

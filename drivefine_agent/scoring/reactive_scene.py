@@ -88,12 +88,6 @@ def build_reactive_traffic(map_: Map, frame: FrameTracks, initial_state: FloatAr
         target_speeds.append(target_speed)
 
     paths = [_path(place.lane) for _, place in agents]
-    xy, heading, progress = (
-        np.concatenate([np.zeros(shape), *parts])
-        for shape, parts in zip(
-            ((0, 2), 0, 0), zip(*paths, strict=True) if paths else ((), (), ()), strict=True
-        )
-    )
     return ReactiveTraffic(
         vehicle_track=rows.astype(np.int64),
         vehicle_poses=poses,
@@ -104,9 +98,9 @@ def build_reactive_traffic(map_: Map, frame: FrameTracks, initial_state: FloatAr
         agent_poses=np.array([place.pose for _, place in agents], dtype=np.float64).reshape(-1, 3),
         agent_progress=np.array([place.progress for _, place in agents], dtype=np.float64),
         agent_target_speed=np.array(target_speeds, dtype=np.float64),
-        path_xy=xy,
-        path_heading=heading,
-        path_progress=progress,
+        path_xy=np.concatenate([np.zeros((0, 2)), *(xy for xy, _, _ in paths)]),
+        path_heading=np.concatenate([np.zeros(0), *(heading for _, heading, _ in paths)]),
+        path_progress=np.concatenate([np.zeros(0), *(progress for _, _, progress in paths)]),
         path_offsets=np.cumsum([0, *(len(path[0]) for path in paths)], dtype=np.int64),
     )
 

@@ -169,7 +169,7 @@ class _Agents:
         is_sure = self._has_moved[agent] and min(length, width) > MARGIN_M
         if not is_sure and not self._occupancy.touches_own(agent, line, width / 2):
             raise TrafficError(
-                f"the path of the vehicle '{self._tokens[agent]}' does not touch its box, which happens behind"
+                f"the path of the vehicle '{self._tokens[agent]}' does not touch its box, as happens behind"
                 " the last but one vertex of a lane: NAVSIM fails such a scene too; leave it out"
             )
         nearest = self._occupancy.nearest_ahead(agent, line, width / 2)
