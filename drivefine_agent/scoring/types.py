@@ -99,20 +99,28 @@ class ReactiveTraffic:
     """(V,) index of each vehicle among the scene's tracks."""
     vehicle_poses: FloatArray
     """(V, 3) centre x, y, heading at t = 0, as annotated."""
+    vehicle_sizes: FloatArray
+    """(V, 2) length, width [m]."""
     vehicle_speed: FloatArray
     """(V,) length of the velocity at t = 0 [m/s]."""
     may_freeze: NDArray[np.bool_]
     """(V,) stays where it is while it is not simulated and nothing else stands there; others vanish."""
     agent_vehicle: NDArray[np.int64]
     """(A,) index into the vehicles, in the order in which NAVSIM moves them."""
+    agent_poses: FloatArray
+    """(A, 3) where the agent's box blocks the others until its first move: snapped to its lane."""
     agent_progress: FloatArray
     """(A,) where the agent starts on its path [m]."""
     agent_target_speed: FloatArray
     """(A,) [m/s]."""
     path_xy: FloatArray
     """(N, 2) vertices of all paths."""
+    path_heading: FloatArray
+    """(N,) heading of each vertex towards the next, unwrapped along its path [rad]."""
+    path_progress: FloatArray
+    """(N,) way from the beginning of its path to each vertex [m]."""
     path_offsets: NDArray[np.int64]
-    """(A + 1,) slices of path_xy, one per agent."""
+    """(A + 1,) slices of the vertices, one per agent."""
 
 
 @dataclass(frozen=True)
