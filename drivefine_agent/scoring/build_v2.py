@@ -16,7 +16,7 @@ from drivefine_agent.constants import NUM_POSES, SIM_INTERVAL_S, TRACK_TYPES
 from drivefine_agent.data.maps import Map
 from drivefine_agent.data.scenes import future_poses
 from drivefine_agent.data.types import FloatArray, GlobalObjects, SceneWindow
-from drivefine_agent.errors import DataError, SceneError
+from drivefine_agent.errors import DataError, SceneError, TrafficError
 from drivefine_agent.geometry.indices import StateIndex
 from drivefine_agent.scoring.build import (
     Roads,
@@ -37,6 +37,7 @@ from drivefine_agent.scoring.observation import (
     track_polygons,
 )
 from drivefine_agent.scoring.pdm_closed import plan_pdm_closed
+from drivefine_agent.scoring.reactive_scene import build_reactive_traffic
 from drivefine_agent.scoring.route import load_route
 from drivefine_agent.scoring.scorer import simulated
 from drivefine_agent.scoring.scorer_v2 import (
@@ -128,6 +129,7 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
         red_light_part_offsets=light_parts,
         red_light_on=light_on,
         red_light_ids=light_ids,
+        traffic=build_reactive_traffic(map_, tracks[0], state),
     )
     return judge_reference_and_human(scene)
 
@@ -150,7 +152,10 @@ def judge_reference_and_human(scene: ScoringSceneV2) -> ScoringSceneV2:
     scene = replace(scene, human_zeros_log_replay=human_zeros(replayed))
     if scene.traffic is None:
         return scene
-    reacting = replace(surroundings, tracks=reactive_tracks(scene, states[0]))
+    try:
+        reacting = replace(surroundings, tracks=reactive_tracks(scene, states[0]))
+    except TrafficError as error:
+        return replace(scene, traffic_error=str(error))
     return replace(scene, human_zeros_idm=human_zeros(score_states_v2(states, reacting, None)))
 
 

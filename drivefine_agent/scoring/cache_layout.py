@@ -102,6 +102,7 @@ def pack_scene(scene: ScoringScene, polygon_rows: NDArray[np.int32]) -> tuple[by
     extra = _extra_arrays(scene)
     layout: Fields = [(name, array.dtype.str, array.shape) for name, array in extra.items()]
     entry = {"counts": counts, "is_synthetic": scene.is_synthetic, "extra": layout}
+    entry["traffic_error"] = scene.traffic_error
     return padded(blob) + pack_arrays(extra, layout), entry
 
 
@@ -165,6 +166,7 @@ def unpack_scene(
     return ScoringSceneV2(
         **common,
         is_synthetic=entry["is_synthetic"],
+        traffic_error=entry["traffic_error"],
         red_light_ids=tuple(text.split("\n")) if text else (),
         traffic=ReactiveTraffic(**traffic) if traffic else None,
     )

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drivefine_agent.constants import NUM_SIM_STATES
-from drivefine_agent.errors import SceneError
+from drivefine_agent.errors import SceneError, TrafficError
 from drivefine_agent.geometry.indices import StateIndex
 from drivefine_agent.scoring.aggregate_v2 import relative_progress, weighted_average
 from drivefine_agent.scoring.areas import ego_areas
@@ -34,6 +34,7 @@ from drivefine_agent.scoring.footprint import CENTER, footprint_points
 from drivefine_agent.scoring.lane_keeping import lane_keeping
 from drivefine_agent.scoring.polygons import DrivablePolygons
 from drivefine_agent.scoring.progress import raw_progress
+from drivefine_agent.scoring.reactive_traffic import roll_out
 from drivefine_agent.scoring.scorer import checked_poses, good_poses
 from drivefine_agent.scoring.time_to_collision import LOOK_AHEAD_STEPS, time_to_collision_within_bound
 from drivefine_agent.scoring.traffic_lights import RedLights, traffic_light_compliance
@@ -292,8 +293,8 @@ def reactive_tracks(scene: ScoringSceneV2, states: FloatArray) -> TrackBoxes:
             f"scene {scene.token!r} was prepared without what reactive traffic needs: build it from logs and "
             "maps, or convert it with the maps at hand"
         )
-    from drivefine_agent.scoring.reactive_traffic import roll_out
-
+    if scene.traffic_error:
+        raise TrafficError(scene.traffic_error)
     return roll_out(scene, states)
 
 

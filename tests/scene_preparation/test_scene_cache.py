@@ -2,8 +2,9 @@ import json
 import pickle
 import struct
 import zlib
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,11 +40,13 @@ def folder(tmp_path: Path, scenes: list[ScoringScene]) -> Path:
     return tmp_path / "cache"
 
 
-def assert_equal(ours: ScoringScene, expected: ScoringScene) -> None:
+def assert_equal(ours: Any, expected: Any) -> None:
     assert type(ours) is type(expected)
     for field in fields(expected):
         a, b = getattr(ours, field.name), getattr(expected, field.name)
-        if isinstance(b, np.ndarray):
+        if is_dataclass(b):
+            assert_equal(a, b)
+        elif isinstance(b, np.ndarray):
             assert a.dtype == b.dtype, field.name
             np.testing.assert_array_equal(a, b, err_msg=field.name)
         else:
