@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from drivefine_agent.errors import TrafficError
-from drivefine_agent.scoring.reactive_paths import may_touch
+from drivefine_agent.scoring.reactive_paths import bounds_of, lines_within, may_touch
 from drivefine_agent.scoring.types import FloatArray
 
 SIMPLIFY_TOLERANCE_M = 1e-5
@@ -26,7 +26,7 @@ Geometry = Any  # a shapely geometry
 
 
 class Occupancy:
-    """Entries 0 ... A - 1 for the agents and A for the ego, each a geometry within known bounds.
+    """Entries 0 ... A - 1 for the agents and A for the ego, each a geometry around a line.
 
     NAVSIM simplifies every geometry before each agent's turn, again and again. `next_turn` only counts, and
     the passes are made up for when a geometry is looked at; the first one that changes nothing is the last.
@@ -35,7 +35,9 @@ class Occupancy:
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = (*tokens, EGO_TOKEN)
         size = len(self._tokens)
-        self.bounds: FloatArray = np.full((size, 4), np.inf)
+        self._bounds: FloatArray = np.full((size, 4), np.inf)
+        self._line: list[FloatArray] = [np.zeros((0, 2))] * size
+        self._half_width = [0.0] * size
         self._make: list[Callable[[], Geometry] | None] = [None] * size
         self._geometry: list[Geometry] = [None] * size
         self._first_turn = [0] * size
@@ -43,9 +45,18 @@ class Occupancy:
         self._is_simple = [False] * size
         self._turn = 0
 
-    def set(self, entry: int, bounds: FloatArray, make: Callable[[], Geometry]) -> None:
-        """Replace an entry by a geometry that lies within bounds (4,) and will be made when needed."""
-        self.bounds[entry] = bounds
+    def set(self, entry: int, line: FloatArray, half_width: float, make: Callable[[], Geometry]) -> None:
+        """Replace an entry by a geometry that will be made when needed.
+
+        Args:
+          entry: index.
+          line: (m, 2) every point of the geometry is within half_width of it.
+          half_width: [m].
+          make: makes the geometry.
+        """
+        self._bounds[entry] = bounds_of(line, half_width + MARGIN_M)
+        self._line[entry] = line
+        self._half_width[entry] = half_width
         self._make[entry] = make
         self._geometry[entry] = None
         self._first_turn[entry] = self._turn
@@ -54,7 +65,7 @@ class Occupancy:
 
     def remove(self, entry: int) -> None:
         """Nothing touches the entry any more."""
-        self.bounds[entry] = np.inf
+        self._bounds[entry] = np.inf
         self._make[entry] = None
 
     def next_turn(self) -> None:
@@ -73,12 +84,16 @@ class Occupancy:
         Raises:
           TrafficError: all that is ahead goes unseen, since its token is a part of the agent's token.
         """
-        near = np.flatnonzero(may_touch(line, half_width + MARGIN_M, self.bounds))
-        near = near[near != agent]
-        if len(near) == 0:
+        near = [
+            entry
+            for entry in np.flatnonzero(may_touch(line, half_width + MARGIN_M, self._bounds)).tolist()
+            if entry != agent
+            and lines_within(line, self._line[entry], half_width + self._half_width[entry] + MARGIN_M)
+        ]
+        if not near:
             return None
         corridor = _corridor(line, half_width)
-        ahead = [int(entry) for entry in near if shapely.intersects(self._simplified(entry), corridor)]
+        ahead = [entry for entry in near if shapely.intersects(self._simplified(entry), corridor)]
         if not ahead:
             return None
         # nuPlan means to leave out the agent itself, and leaves out every token that its token contains
@@ -127,7 +142,7 @@ class Occupancy:
 
 def widened(line: FloatArray, half_width: float) -> shapely.Polygon:
     """A line (m, 2) widened to both sides, cut off square at its ends, as nuPlan widens it."""
-    return shapely.LineString(line).buffer(half_width, quad_segs=16, cap_style="flat")
+    return shapely.buffer(shapely.linestrings(line), half_width, quad_segs=16, cap_style="flat")
 
 
 _corridor = widened

@@ -79,3 +79,45 @@ def may_touch(line, margin, bounds):
                 result[n] = True
                 break
     return result
+
+
+@njit(cache=True, nogil=True)
+def lines_within(first, second, distance):
+    """Whether two lines (m, 2), (n, 2) come at least as near as a distance."""
+    square = distance * distance
+    for j in range(len(second) - 1):
+        cx, cy, dx, dy = second[j, 0], second[j, 1], second[j + 1, 0], second[j + 1, 1]
+        x_low, x_high = min(cx, dx) - distance, max(cx, dx) + distance
+        y_low, y_high = min(cy, dy) - distance, max(cy, dy) + distance
+        for i in range(len(first) - 1):
+            ax, ay, bx, by = first[i, 0], first[i, 1], first[i + 1, 0], first[i + 1, 1]
+            if max(ax, bx) < x_low or min(ax, bx) > x_high or max(ay, by) < y_low or min(ay, by) > y_high:
+                continue
+            if (
+                _square_distance(cx, cy, ax, ay, bx, by) <= square
+                or _square_distance(dx, dy, ax, ay, bx, by) <= square
+                or _square_distance(ax, ay, cx, cy, dx, dy) <= square
+                or _square_distance(bx, by, cx, cy, dx, dy) <= square
+                or _cross(ax, ay, bx, by, cx, cy, dx, dy)
+            ):
+                return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _cross(ax, ay, bx, by, cx, cy, dx, dy):
+    """Whether segments ab and cd cross."""
+    a_side = (dx - cx) * (ay - cy) - (dy - cy) * (ax - cx) > 0.0
+    b_side = (dx - cx) * (by - cy) - (dy - cy) * (bx - cx) > 0.0
+    c_side = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax) > 0.0
+    d_side = (bx - ax) * (dy - ay) - (by - ay) * (dx - ax) > 0.0
+    return a_side != b_side and c_side != d_side
+
+
+@njit(cache=True, nogil=True)
+def _square_distance(px, py, ax, ay, bx, by):
+    """Of a point from the segment ab."""
+    dx, dy, px, py = bx - ax, by - ay, px - ax, py - ay
+    square = dx * dx + dy * dy
+    share = min(max((px * dx + py * dy) / square, 0.0), 1.0) if square > 0.0 else 0.0
+    return (px - share * dx) ** 2 + (py - share * dy) ** 2

@@ -7,7 +7,6 @@ navsim/planning/simulation/observation; nuplan-devkit, planning/simulation/obser
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import shapely
@@ -20,8 +19,8 @@ from drivefine_agent.scoring.angles import principal_value
 from drivefine_agent.scoring.contacts import TrackBoxes
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.nuplan_boxes import geos_centroids, nuplan_box_corners
-from drivefine_agent.scoring.reactive_occupancy import MARGIN_M, Geometry, Occupancy, widened
-from drivefine_agent.scoring.reactive_paths import bounds_of, path_to_go, pose_on_path, stretch_of_path
+from drivefine_agent.scoring.reactive_occupancy import MARGIN_M, Occupancy, widened
+from drivefine_agent.scoring.reactive_paths import path_to_go, pose_on_path, stretch_of_path
 from drivefine_agent.scoring.types import FloatArray, ReactiveTraffic, ScoringSceneV2
 
 RADIUS_M = 100.0  # around the ego; a vehicle beyond it is simulated no more
@@ -135,9 +134,8 @@ class _Agents:
         self.poses = np.array([self._pose(agent) for agent in range(len(tokens))]).reshape(-1, 3)
 
         self._occupancy = Occupancy(tokens)
-        corners = nuplan_box_corners(traffic.agent_poses, *np.array(self._size).reshape(-1, 2).T)
-        for agent, box in enumerate(corners):
-            self._occupancy.set(agent, bounds_of(box, MARGIN_M), _box_maker(box))
+        for agent, pose in enumerate(traffic.agent_poses):
+            self._place_box(agent, pose, *self._size[agent])
         self._has_moved = np.zeros(len(tokens), dtype=bool)
 
     def step(self, state: FloatArray) -> None:
@@ -145,8 +143,7 @@ class _Agents:
 
         The ego's rear-axle pose is taken for its centre, so its footprint is 1.461 m too far behind.
         """
-        box = nuplan_box_corners(state[:3], EGO_LENGTH_M, EGO_WIDTH_M)
-        self._occupancy.set(len(self._tokens), bounds_of(box, MARGIN_M), _box_maker(box))
+        self._place_box(len(self._tokens), state[:3], EGO_LENGTH_M, EGO_WIDTH_M)
         self._drop_distant(state)
         for agent in np.flatnonzero(self.active).tolist():
             self._occupancy.next_turn()
@@ -193,20 +190,22 @@ class _Agents:
         self._has_moved[agent] = True
 
         length, width = self._size[agent]
-        box = nuplan_box_corners(self.poses[agent], length, width)
+        pose = self.poses[agent].copy()
         line = stretch_of_path(
             self._path_progress[agent],
             self._path_vertices[agent],
             self._bounded(agent, -length / 2),
             self._bounded(agent, length / 2 + self._speed[agent] * HEADWAY_S),
         )
-        bounds = bounds_of(line, width / 2 + MARGIN_M)
-        box_bounds = bounds_of(box, MARGIN_M)
-        bounds[:2] = np.minimum(bounds[:2], box_bounds[:2])
-        bounds[2:] = np.maximum(bounds[2:], box_bounds[2:])
         self._occupancy.set(
-            agent, bounds, lambda: shapely.union_all([widened(line, width / 2), shapely.Polygon(box)])
+            agent,
+            np.concatenate([_axis(pose, length), line]),
+            width / 2,
+            lambda: shapely.union_all([widened(line, width / 2), _box(pose, length, width)]),
         )
+
+    def _place_box(self, entry: int, pose: FloatArray, length: float, width: float) -> None:
+        self._occupancy.set(entry, _axis(pose, length), width / 2, lambda: _box(pose, length, width))
 
     def _bounded(self, agent: int, offset: float = 0.0) -> float:
         """The agent's progress, moved by an offset, within its path [m]."""
@@ -278,5 +277,12 @@ def _paths(traffic: ReactiveTraffic) -> tuple[list[NDArray[np.float64]], list[ND
     )
 
 
-def _box_maker(corners: FloatArray) -> Callable[[], Geometry]:
-    return lambda: shapely.Polygon(corners)
+def _box(pose: FloatArray, length: float, width: float) -> shapely.Polygon:
+    return shapely.Polygon(nuplan_box_corners(pose, length, width))
+
+
+def _axis(pose: FloatArray, length: float) -> FloatArray:
+    """(2, 2) from the middle of a box's front to the middle of its rear."""
+    x, y, heading = pose.tolist()
+    dx, dy = length / 2 * math.cos(heading), length / 2 * math.sin(heading)
+    return np.array([[x + dx, y + dy], [x - dx, y - dy]])
