@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -149,7 +149,7 @@ def score_and_write(
     )
 
 
-Result = pd.DataFrame | TwoStageResult
+Result: TypeAlias = pd.DataFrame | TwoStageResult
 
 
 def _frames(
