@@ -28,6 +28,7 @@ from drivefine_agent.constants import (
     TRACK_TYPES,
 )
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.dataset_paths import SCENES_FOLDER
 from drivefine_agent.data.nuplan_records import CLASS_MODULES, ENUM_MODULES, LIGHT_STATES
 from drivefine_agent.data.pickle_names import PROTOCOL, numpy_1_name, rename_globals
 from drivefine_agent.data.second_stage import SECOND_STAGE_TOKEN_LENGTH
@@ -65,7 +66,7 @@ def write_second_stage(folder: str | Path, window: SceneWindow) -> Path:
     """
     _check(window)
     content = pickle.dumps(_Scene(window).record(), protocol=PROTOCOL)
-    path = Path(folder) / "synthetic_scene_pickles" / f"{window.scene_token}.pkl"
+    path = Path(folder) / SCENES_FOLDER / f"{window.scene_token}.pkl"
     write_bytes(path, rename_globals(content, _official_name))
     return path
 
