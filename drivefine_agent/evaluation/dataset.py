@@ -9,7 +9,7 @@ from pathlib import Path
 
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.data.scenes import load_scenes
-from drivefine_agent.data.splits import load_split
+from drivefine_agent.data.splits import Split, load_split
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 
@@ -52,6 +52,17 @@ class SplitScenes:
     sensor_path: Path
     maps_root: Path | None
     """None if no map folder is known; then every scene must be in a scene cache."""
+
+
+def load_split_of(keys: DatasetKeys, environment: Mapping[str, str] | None = None) -> Split:
+    """The split alone, without its logs.
+
+    Raises:
+      DataError: unknown split (with the known ones), or its files are damaged.
+    """
+    environment = os.environ if environment is None else environment
+    paths = _dataset_paths(keys, environment)
+    return load_split(keys.train_test_split, _split_folders(keys, paths, environment))
 
 
 def load_split_scenes(

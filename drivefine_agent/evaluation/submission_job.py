@@ -1,0 +1,179 @@
+"""Trajectories for every sample of a split, for a submission: planned now, or taken from finished files.
+
+A submission must be complete, so a sample that failed is never left out: either the caller asks for a
+fallback, which is counted and named, or there is no submission.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
+from drivefine_agent.baselines.constant_velocity import ConstantVelocity
+from drivefine_agent.baselines.human import Human
+from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
+from drivefine_agent.data.submission import Predictions, read_submission
+from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.errors import DataError, DriveFineError, TrajectoryError
+from drivefine_agent.evaluation.outcomes import (
+    FINAL,
+    OutcomeLog,
+    SceneOutcome,
+    StageOutcome,
+    failed_scene,
+    read_predictions,
+)
+from drivefine_agent.evaluation.run import ImageReader, batches
+
+LOGGER = logging.getLogger(__name__)
+
+FALLBACKS = ("constant_velocity",)
+_NUM_LISTED = 20
+
+
+@dataclass(frozen=True)
+class PlannedSplit:
+    """Trajectories of all samples of a split."""
+
+    predictions: Predictions
+    """In the order of the samples."""
+    filled: Mapping[str, str]
+    """Why the fallback had to drive, by token."""
+
+
+def plan_samples(
+    planner: BatchPlanner,
+    windows: Sequence[SceneWindow],
+    read_image: ImageReader,
+    log: OutcomeLog,
+    batch_size: int = 16,
+    show_progress: bool = True,
+) -> list[SceneOutcome]:
+    """Plan samples without scoring them; what `log` already holds without error is taken over.
+
+    Args:
+      planner: initialized here, if there is anything to plan.
+      windows: the samples.
+      read_image: front camera image of a window.
+      log: keeps each batch as soon as it is there.
+      batch_size: samples planned at once.
+      show_progress: draw a progress bar.
+
+    Returns:
+      One outcome per window, in order: the trajectory `final`, or the reason why there is none.
+
+    Raises:
+      DataError: the planner is one that knows more than an agent may.
+    """
+    if planner.needs_scoring_scene or isinstance(planner, Human):
+        raise DataError(
+            f"a submission must come from a planner that sees the past only, got {planner.name()!r}: "
+            "NAVSIM refuses agents that require the scene"
+        )
+    done = {window.token for window in windows if _is_planned(log.outcomes.get(window.token))}
+    open_windows = [window for window in windows if window.token not in done]
+    if done:
+        LOGGER.info("%d of %d samples are taken over from %s", len(done), len(windows), log.path)
+    if open_windows:
+        planner.initialize()
+    with tqdm(
+        total=len(windows), initial=len(done), unit="sample", desc=planner.name(), disable=not show_progress
+    ) as bar:
+        for batch in batches(open_windows, batch_size):
+            log.append(_plan_batch(planner, batch, read_image))
+            bar.update(len(batch))
+    return [log.outcomes[window.token] for window in windows]
+
+
+def _is_planned(outcome: SceneOutcome | None) -> bool:
+    return outcome is not None and outcome.is_valid
+
+
+def _plan_batch(
+    planner: BatchPlanner, windows: Sequence[SceneWindow], read_image: ImageReader
+) -> list[SceneOutcome]:
+    """If a batch fails, each sample is tried alone, so that a bad one costs no other its trajectory."""
+    try:
+        cases = [
+            PlanningCase(window, read_image(window) if planner.needs_image else None) for window in windows
+        ]
+        return [_outcome(window, poses) for window, poses in zip(windows, planner.plan(cases), strict=True)]
+    except DriveFineError as error:
+        if len(windows) == 1:
+            return [failed_scene(windows[0].token, (FINAL,), f"{type(error).__name__}: {error}")]
+        return [outcome for window in windows for outcome in _plan_batch(planner, [window], read_image)]
+
+
+def _outcome(window: SceneWindow, poses: NDArray[Any]) -> SceneOutcome:
+    array = np.asarray(poses, dtype=np.float64)
+    if array.shape != (NUM_POSES, NUM_POSE_FIELDS) or not np.isfinite(array).all():
+        raise TrajectoryError(
+            f"a trajectory must have finite poses (8, 3), got shape {array.shape} for {window.token!r}"
+        )
+    return SceneOutcome(window.token, {FINAL: StageOutcome(tuple(array.ravel().tolist()), None)})
+
+
+def complete(
+    outcomes: Sequence[SceneOutcome], windows: Sequence[SceneWindow], fallback: str | None
+) -> PlannedSplit:
+    """Trajectories of all samples, with the fallback's where planning failed.
+
+    Args:
+      outcomes: of `plan_samples`.
+      windows: the same samples, in the same order.
+      fallback: `constant_velocity`, or None to refuse.
+
+    Raises:
+      DataError: samples failed and there is no fallback; lists them with their reasons.
+    """
+    if fallback is not None and fallback not in FALLBACKS:
+        raise DataError(f"fallback must be one of {list(FALLBACKS)} or null, got {fallback!r}")
+    failed = {outcome.token: str(outcome.stages[FINAL].error) for outcome in outcomes if not outcome.is_valid}
+    if failed and fallback is None:
+        shown = [f"{token}: {reason}" for token, reason in list(failed.items())[:_NUM_LISTED]]
+        more = f"\n  and {len(failed) - _NUM_LISTED} more" if len(failed) > _NUM_LISTED else ""
+        raise DataError(
+            f"a submission must be complete, but {len(failed)} of {len(windows)} samples could not be "
+            "planned; nothing was written. Run the command again to try them again, or set "
+            "fallback=constant_velocity:\n  " + "\n  ".join(shown) + more
+        )
+    predictions = {}
+    for outcome, window in zip(outcomes, windows, strict=True):
+        poses = outcome.stages[FINAL].poses
+        if poses is None:
+            predictions[window.token] = ConstantVelocity().plan([PlanningCase(window)])[0]
+        else:
+            predictions[window.token] = np.array(poses).reshape(NUM_POSES, NUM_POSE_FIELDS)
+    return PlannedSplit(predictions, failed)
+
+
+def read_prediction_files(paths: Sequence[Path]) -> list[Predictions]:
+    """Finished predictions, one per training seed.
+
+    Args:
+      paths: Parquet files of tools/evaluate.py (the trajectory `final` counts), or submissions (`.pkl`) whose
+        seeds are appended; of a two-stage submission both stages together.
+
+    Raises:
+      DataError: a file is missing or damaged, or holds no trajectory `final`.
+    """
+    found: list[Predictions] = []
+    for path in paths:
+        if path.suffix == ".pkl":
+            submission = read_submission(path)
+            both = {**submission.first_stage, **submission.second_stage}
+            found += [both] if submission.is_two_stage else submission.predictions
+            continue
+        by_id = read_predictions(path)
+        if FINAL not in by_id:
+            raise DataError(f"predictions must hold trajectories {FINAL!r}, got {sorted(by_id)} in {path}")
+        found.append(by_id[FINAL])
+    return found
