@@ -20,7 +20,7 @@ from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
 from drivefine_agent.baselines.constant_velocity import ConstantVelocity
 from drivefine_agent.baselines.human import Human
 from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
-from drivefine_agent.data.submission import Predictions, read_submission
+from drivefine_agent.data.submission import Predictions, Submission, TeamInfo, read_submission
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, DriveFineError, TrajectoryError
 from drivefine_agent.evaluation.outcomes import (
@@ -32,6 +32,7 @@ from drivefine_agent.evaluation.outcomes import (
     read_predictions,
 )
 from drivefine_agent.evaluation.run import ImageReader, batches
+from drivefine_agent.evaluation.submission_check import WantedTokens
 
 LOGGER = logging.getLogger(__name__)
 
@@ -177,3 +178,36 @@ def read_prediction_files(paths: Sequence[Path]) -> list[Predictions]:
             raise DataError(f"predictions must hold trajectories {FINAL!r}, got {sorted(by_id)} in {path}")
         found.append(by_id[FINAL])
     return found
+
+
+def arrange(team: TeamInfo, seeds: Sequence[Predictions], wanted: WantedTokens) -> Submission:
+    """Predictions as a submission for a split, in the order of its tokens.
+
+    Args:
+      team: who submits.
+      seeds: one per training seed, each with exactly the tokens of the split; of a two-stage split one, with
+        the tokens of both stages.
+      wanted: the tokens of the split.
+
+    Raises:
+      DataError: tokens are missing or do not belong to the split, or a two-stage split has several seeds.
+    """
+    tokens = [*wanted.first_stage, *(wanted.second_stage or ())]
+    for number, predictions in enumerate(seeds, start=1):
+        missing = [token for token in tokens if token not in predictions]
+        extra = sorted(set(predictions) - set(tokens))
+        if missing or extra:
+            raise DataError(
+                f"predictions must have the {len(tokens)} tokens of the split {wanted.split!r}, "
+                f"number {number} lacks {len(missing)} {missing[:5]} and has {len(extra)} others {extra[:5]}: evaluate the "
+                "whole split first (tools/evaluate.py)"
+            )
+    if wanted.second_stage is None:
+        return Submission(team, tuple({token: seed[token] for token in wanted.first_stage} for seed in seeds))
+    if len(seeds) != 1:
+        raise DataError(f"a two-stage submission has one set of predictions, got {len(seeds)}")
+    return Submission(
+        team,
+        first_stage={token: seeds[0][token] for token in wanted.first_stage},
+        second_stage={token: seeds[0][token] for token in wanted.second_stage},
+    )
