@@ -198,9 +198,9 @@ def arrange(team: TeamInfo, seeds: Sequence[Predictions], wanted: WantedTokens) 
         extra = sorted(set(predictions) - set(tokens))
         if missing or extra:
             raise DataError(
-                f"predictions must have the {len(tokens)} tokens of the split {wanted.split!r}, "
-                f"number {number} lacks {len(missing)} {missing[:5]} and has {len(extra)} others {extra[:5]}: evaluate the "
-                "whole split first (tools/evaluate.py)"
+                f"predictions must have the {len(tokens)} tokens of the split {wanted.split!r}, number "
+                f"{number} lacks {len(missing)} {missing[:5]} and has {len(extra)} others {extra[:5]}: "
+                "evaluate the whole split first (tools/evaluate.py)"
             )
     if wanted.second_stage is None:
         return Submission(team, tuple({token: seed[token] for token in wanted.first_stage} for seed in seeds))
