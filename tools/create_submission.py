@@ -55,7 +55,7 @@ def create(config: DictConfig) -> SubmissionCheck:
     team = TeamInfo(**{name: _text(config, name) for name in TeamInfo.__dataclass_fields__})
     keys = dataset_keys(config)
     output = Path(config.output)
-    if (config.agent is None) == (config.predictions is None):
+    if (config.get("agent") is None) == (config.predictions is None):  # no agent chosen: no key
         raise DataError("give either agent=NAME, to plan now, or predictions=FILE")
     if config.predictions is not None:
         names = config.predictions if isinstance(config.predictions, ListConfig) else [config.predictions]
