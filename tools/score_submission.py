@@ -47,7 +47,10 @@ def score(config: DictConfig) -> list[Path]:
         raise DataError(f"a submission with problems is scored only with score_anyway=true: {path}")
     submission = read_submission(path)
     if submission.is_two_stage:
-        raise DataError(f"two-stage submissions are checked but not scored here: {path}")
+        raise DataError(
+            "two-stage submissions are checked but not scored here; NAVSIM 2.2 scores them with "
+            f"run_pdm_score_from_submission.py: {path}"
+        )
     cache = None if config.metric_cache_path is None else Path(config.metric_cache_path)
     tables = score_one_stage(submission, scene_lookup(keys, cache, config.progress), config.progress)
     paths = []
