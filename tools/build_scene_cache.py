@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
-from drivefine_agent.scoring.cache import RULES
 from drivefine_agent.scoring.cache_build import BuildResult, SceneRef, build_scene_cache, scene_refs
+from drivefine_agent.scoring.cache_layout import RULES_V1 as RULES
 
 _NUM_LISTED = 10  # failures printed; the manifest has all
 

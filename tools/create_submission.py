@@ -14,26 +14,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import hydra
-import numpy as np
 from hydra.errors import HydraException
-from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.baselines.base import BatchPlanner
-from drivefine_agent.data.submission import Predictions, Submission, TeamInfo, write_submission
-from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.data.submission import Submission, TeamInfo, write_submission
 from drivefine_agent.errors import DataError, DriveFineError
-from drivefine_agent.evaluation.dataset import DatasetKeys
-from drivefine_agent.evaluation.job import EvaluationSettings, identify, image_reader
-from drivefine_agent.evaluation.outcomes import OutcomeLog, configuration_hash
-from drivefine_agent.evaluation.run import ImageReader
-from drivefine_agent.evaluation.split_stages import SplitStages, load_stages
+from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.job import TWO_STAGE, EvaluationSettings
 from drivefine_agent.evaluation.submission_check import (
     SubmissionCheck,
     WantedTokens,
@@ -77,6 +69,8 @@ def dataset_keys(config: DictConfig) -> DatasetKeys:
         original_sensor_path=config.original_sensor_path,
         maps_root=".",  # no map is read
         splits_path=config.splits_path,
+        synthetic_scenes_path=config.synthetic_scenes_path,
+        synthetic_sensor_path=config.synthetic_sensor_path,
     )
 
 
@@ -93,48 +87,24 @@ def _planned_submission(
     planner = hydra.utils.instantiate(config.agent)
     if not isinstance(planner, BatchPlanner):
         raise DataError(f"an agent must be a BatchPlanner (baselines/base.py), got {config.agent._target_}")
-    stages = load_stages(
-        keys, config.synthetic_scenes_path, config.synthetic_sensor_path, show_progress=config.progress
+    scenes = load_split_scenes(keys, show_progress=config.progress)
+    settings = EvaluationSettings(
+        benchmark=TWO_STAGE if scenes.second_stage else "navsim_v1",
+        sensor_path=scenes.sensor_path,
+        synthetic_sensor_path=scenes.synthetic_sensor_path,
+        output_dir=output.parent,
+        batch_size=config.batch_size,
+        resume=config.resume,
+        show_progress=config.progress,
     )
-    container = OmegaConf.to_container(config.agent, resolve=True)
-    assert isinstance(container, dict)  # instantiate has accepted it
-    agent = {str(key): container[key] for key in container}
-    log = OutcomeLog(output.parent / "planned", configuration_hash(_identity(stages, agent, output)))
-    if not config.resume:
-        log.outcomes.clear()
-    outcomes = plan_samples(
-        planner, stages.windows, _reader(stages, output), log, config.batch_size, config.progress
-    )
-    planned = complete(outcomes, stages.windows, config.fallback)
+    agent = OmegaConf.to_container(config.agent, resolve=True)
+    assert isinstance(agent, dict)  # instantiate has accepted it
+    windows = (*scenes.windows, *scenes.second_stage)
+    plans = plan_samples(planner, windows, settings, {str(key): agent[key] for key in agent})
+    planned = complete(plans, windows, config.fallback)
     _print_filled(planned)
-    seeds: list[Predictions] = [planned.predictions]
-    return arrange(team, seeds, stages.wanted), stages.wanted
-
-
-def _settings(sensor_path: Path, output: Path) -> EvaluationSettings:
-    return EvaluationSettings(benchmark="submission", sensor_path=sensor_path, output_dir=output.parent)
-
-
-def _identity(stages: SplitStages, agent: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Everything on which the trajectories depend."""
-    identity = {"first": identify(_settings(stages.first.sensor_path, output), agent, stages.first.windows)}
-    if stages.second is not None and stages.synthetic_sensor_path is not None:
-        second = _settings(stages.synthetic_sensor_path, output)
-        identity["second"] = identify(second, agent, stages.second)
-    return identity
-
-
-def _reader(stages: SplitStages, output: Path) -> ImageReader:
-    """Reads each stage's images from its own folder."""
-    first = image_reader(_settings(stages.first.sensor_path, output))
-    if stages.synthetic_sensor_path is None:
-        return first
-    second = image_reader(_settings(stages.synthetic_sensor_path, output))
-
-    def read(window: SceneWindow) -> NDArray[np.uint8]:
-        return (first if window.second_stage is None else second)(window)
-
-    return read
+    wanted = tokens_of_split(keys, scenes)
+    return arrange(team, [planned.predictions], wanted), wanted
 
 
 def _print_filled(planned: PlannedSplit) -> None:

@@ -6,12 +6,13 @@ r"""Score a submission.pkl here, with the numbers that the leaderboard's script 
         dataset_root=DATASET
 
 The file is checked first; one with problems is scored only with score_anyway=true. Writes NAVSIM's CSV into
-`output_dir`: results.csv, or results_seed_<n>.csv per seed. Two-stage submissions are checked, not scored.
-All keys: navsim_configs/score_submission.yaml.
+`output_dir`: results.csv, results_seed_<n>.csv per seed, or for two stages all files of such an
+evaluation. All keys: navsim_configs/score_submission.yaml.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,13 +22,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from drivefine_agent.data.submission import read_submission
+from drivefine_agent.data.submission import Submission, read_submission
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.comparison import SHORT_NAMES
-from drivefine_agent.evaluation.dataset import DatasetKeys
+from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.job import TWO_STAGE, EvaluationSettings
 from drivefine_agent.evaluation.results_csv import write_csv
 from drivefine_agent.evaluation.submission_check import check_submission, format_check, tokens_of_split
-from drivefine_agent.evaluation.submission_score import scene_lookup, score_one_stage, seed_summary
+from drivefine_agent.evaluation.submission_score import (
+    scene_lookup,
+    score_one_stage,
+    score_two_stage,
+    seed_summary,
+)
 
 
 def score(config: DictConfig) -> list[Path]:
@@ -39,6 +46,8 @@ def score(config: DictConfig) -> list[Path]:
         original_sensor_path=".",  # no images are read
         maps_root=config.maps_root,
         splits_path=config.splits_path,
+        synthetic_scenes_path=config.synthetic_scenes_path,
+        synthetic_sensor_path=".",
     )
     path, folder = Path(config.submission), Path(config.output_dir)
     check = check_submission(path, tokens_of_split(keys))
@@ -47,10 +56,7 @@ def score(config: DictConfig) -> list[Path]:
         raise DataError(f"a submission with problems is scored only with score_anyway=true: {path}")
     submission = read_submission(path)
     if submission.is_two_stage:
-        raise DataError(
-            "two-stage submissions are checked but not scored here; NAVSIM 2.2 scores them with "
-            f"run_pdm_score_from_submission.py: {path}"
-        )
+        return [_score_two_stage(config, keys, submission)]
     cache = None if config.metric_cache_path is None else Path(config.metric_cache_path)
     tables = score_one_stage(submission, scene_lookup(keys, cache, config.progress), config.progress)
     paths = []
@@ -62,6 +68,23 @@ def score(config: DictConfig) -> list[Path]:
         print(f"over {len(tables)} seeds:")
         print(seed_summary(tables)["score"].mul(100).round(2).to_string())
     return paths
+
+
+def _score_two_stage(config: DictConfig, keys: DatasetKeys, submission: Submission) -> Path:
+    scenes = load_split_scenes(keys, show_progress=config.progress)
+    settings = EvaluationSettings(
+        benchmark=TWO_STAGE,
+        sensor_path=scenes.sensor_path,
+        output_dir=Path(config.output_dir),
+        maps_root=scenes.maps_root,
+        scene_cache_path=None if config.metric_cache_path is None else Path(config.metric_cache_path),
+        show_progress=config.progress,
+    )
+    files = score_two_stage(submission, scenes, settings)
+    print(f"{files.results}: {int(files.table['valid'].sum())} of {len(files.table)} samples valid")
+    for name, score in json.loads(files.summary.read_text())["scores"].items():
+        print(f"  {name} {'-' if score is None else f'{100 * score:.2f}'}")
+    return files.results
 
 
 def _print_table(path: Path, table: pd.DataFrame) -> None:

@@ -37,7 +37,8 @@ from drivefine_agent.evaluation.trajectory_file import (
     write_scores,
 )
 from drivefine_agent.scoring.build import build_scoring_scene
-from drivefine_agent.scoring.cache import RULES, SceneCache
+from drivefine_agent.scoring.cache import SceneCache
+from drivefine_agent.scoring.cache_layout import RULES_V1 as RULES
 from drivefine_agent.scoring.types import ScoringScene
 
 

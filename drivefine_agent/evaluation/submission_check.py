@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from drivefine_agent.data.submission import (
     trajectory_problem,
 )
 from drivefine_agent.errors import DataError, UnsafePickleError
-from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_of, load_split_scenes
+from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_of, load_split_scenes
 
 MAX_SPEED_MPS = 50.0
 """Faster than this between two poses is doubted (180 km/h)."""
@@ -75,17 +75,21 @@ def wanted_tokens(split: Split) -> WantedTokens:
     return WantedTokens(split.name, first, second)
 
 
-def tokens_of_split(keys: DatasetKeys) -> WantedTokens:
+def tokens_of_split(keys: DatasetKeys, scenes: SplitScenes | None = None) -> WantedTokens:
     """The samples of a split: as it lists them, or, if it lists none, as its logs give them.
+
+    Args:
+      keys: the split and where it lies.
+      scenes: what was loaded of it, if it was; spares loading it again.
 
     Raises:
       DataError: unknown split, or its logs are needed and missing.
     """
     split = load_split_of(keys)
     if split.scene_filter.tokens is None:
-        windows = load_split_scenes(keys).windows
-        tokens = tuple(window.token for window in windows)
-        split = replace(split, scene_filter=replace(split.scene_filter, tokens=tokens))
+        scenes = load_split_scenes(keys) if scenes is None else scenes
+        second = tuple(window.token for window in scenes.second_stage) or None
+        return WantedTokens(scenes.name, tuple(window.token for window in scenes.windows), second)
     return wanted_tokens(split)
 
 

@@ -6,15 +6,12 @@ fallback, which is counted and named, or there is no submission.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
 from drivefine_agent.baselines.constant_velocity import ConstantVelocity
@@ -22,19 +19,10 @@ from drivefine_agent.baselines.human import Human
 from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.submission import Predictions, Submission, TeamInfo, read_submission
 from drivefine_agent.data.types import SceneWindow
-from drivefine_agent.errors import DataError, DriveFineError, TrajectoryError
-from drivefine_agent.evaluation.outcomes import (
-    FINAL,
-    OutcomeLog,
-    SceneOutcome,
-    StageOutcome,
-    failed_scene,
-    read_predictions,
-)
-from drivefine_agent.evaluation.run import ImageReader, batches
+from drivefine_agent.errors import DataError
+from drivefine_agent.evaluation.job import EvaluationSettings, make_plans
+from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome, read_predictions
 from drivefine_agent.evaluation.submission_check import WantedTokens
-
-LOGGER = logging.getLogger(__name__)
 
 FALLBACKS = ("constant_velocity",)
 _NUM_LISTED = 20
@@ -53,83 +41,30 @@ class PlannedSplit:
 def plan_samples(
     planner: BatchPlanner,
     windows: Sequence[SceneWindow],
-    read_image: ImageReader,
-    log: OutcomeLog,
-    batch_size: int = 16,
-    show_progress: bool = True,
-) -> list[SceneOutcome]:
-    """Plan samples without scoring them; what `log` already holds without error is taken over.
-
-    Args:
-      planner: initialized here, if there is anything to plan.
-      windows: the samples.
-      read_image: front camera image of a window.
-      log: keeps each batch as soon as it is there.
-      batch_size: samples planned at once.
-      show_progress: draw a progress bar.
-
-    Returns:
-      One outcome per window, in order: the trajectory `final`, or the reason why there is none.
+    settings: EvaluationSettings,
+    agent: Mapping[str, Any],
+) -> dict[str, SceneOutcome]:
+    """Plan samples as an evaluation does (`job.make_plans`), resuming and keeping plans as it does.
 
     Raises:
-      DataError: the planner is one that knows more than an agent may.
+      DataError: the planner knows more than an agent may, or see `job.make_plans`.
     """
     if planner.needs_scoring_scene or isinstance(planner, Human):
         raise DataError(
             f"a submission must come from a planner that sees the past only, got {planner.name()!r}: "
             "NAVSIM refuses agents that require the scene"
         )
-    done = {window.token for window in windows if _is_planned(log.outcomes.get(window.token))}
-    open_windows = [window for window in windows if window.token not in done]
-    if done:
-        LOGGER.info("%d of %d samples are taken over from %s", len(done), len(windows), log.path)
-    if open_windows:
-        planner.initialize()
-    with tqdm(
-        total=len(windows), initial=len(done), unit="sample", desc=planner.name(), disable=not show_progress
-    ) as bar:
-        for batch in batches(open_windows, batch_size):
-            log.append(_plan_batch(planner, batch, read_image))
-            bar.update(len(batch))
-    return [log.outcomes[window.token] for window in windows]
-
-
-def _is_planned(outcome: SceneOutcome | None) -> bool:
-    return outcome is not None and outcome.is_valid
-
-
-def _plan_batch(
-    planner: BatchPlanner, windows: Sequence[SceneWindow], read_image: ImageReader
-) -> list[SceneOutcome]:
-    """If a batch fails, each sample is tried alone, so that a bad one costs no other its trajectory."""
-    try:
-        cases = [
-            PlanningCase(window, read_image(window) if planner.needs_image else None) for window in windows
-        ]
-        return [_outcome(window, poses) for window, poses in zip(windows, planner.plan(cases), strict=True)]
-    except DriveFineError as error:
-        if len(windows) == 1:
-            return [failed_scene(windows[0].token, (FINAL,), f"{type(error).__name__}: {error}")]
-        return [outcome for window in windows for outcome in _plan_batch(planner, [window], read_image)]
-
-
-def _outcome(window: SceneWindow, poses: NDArray[Any]) -> SceneOutcome:
-    array = np.asarray(poses, dtype=np.float64)
-    if array.shape != (NUM_POSES, NUM_POSE_FIELDS) or not np.isfinite(array).all():
-        raise TrajectoryError(
-            f"a trajectory must have finite poses (8, 3), got shape {array.shape} for {window.token!r}"
-        )
-    return SceneOutcome(window.token, {FINAL: StageOutcome(tuple(array.ravel().tolist()), None)})
+    return make_plans(planner, windows, settings, agent)
 
 
 def complete(
-    outcomes: Sequence[SceneOutcome], windows: Sequence[SceneWindow], fallback: str | None
+    plans: Mapping[str, SceneOutcome], windows: Sequence[SceneWindow], fallback: str | None
 ) -> PlannedSplit:
     """Trajectories of all samples, with the fallback's where planning failed.
 
     Args:
-      outcomes: of `plan_samples`.
-      windows: the same samples, in the same order.
+      plans: of `plan_samples`, by token.
+      windows: the samples.
       fallback: `constant_velocity`, or None to refuse.
 
     Raises:
@@ -137,7 +72,14 @@ def complete(
     """
     if fallback is not None and fallback not in FALLBACKS:
         raise DataError(f"fallback must be one of {list(FALLBACKS)} or null, got {fallback!r}")
-    failed = {outcome.token: str(outcome.stages[FINAL].error) for outcome in outcomes if not outcome.is_valid}
+    predictions, failed = {}, {}
+    for window in windows:
+        plan = plans[window.token].stages[FINAL]
+        if plan.error is None and plan.poses is not None:
+            predictions[window.token] = np.array(plan.poses).reshape(NUM_POSES, NUM_POSE_FIELDS)
+        else:
+            predictions[window.token] = ConstantVelocity().plan([PlanningCase(window)])[0]
+            failed[window.token] = str(plan.error)
     if failed and fallback is None:
         shown = [f"{token}: {reason}" for token, reason in list(failed.items())[:_NUM_LISTED]]
         more = f"\n  and {len(failed) - _NUM_LISTED} more" if len(failed) > _NUM_LISTED else ""
@@ -146,13 +88,6 @@ def complete(
             "planned; nothing was written. Run the command again to try them again, or set "
             "fallback=constant_velocity:\n  " + "\n  ".join(shown) + more
         )
-    predictions = {}
-    for outcome, window in zip(outcomes, windows, strict=True):
-        poses = outcome.stages[FINAL].poses
-        if poses is None:
-            predictions[window.token] = ConstantVelocity().plan([PlanningCase(window)])[0]
-        else:
-            predictions[window.token] = np.array(poses).reshape(NUM_POSES, NUM_POSE_FIELDS)
     return PlannedSplit(predictions, failed)
 
 

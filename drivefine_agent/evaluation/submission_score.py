@@ -1,4 +1,4 @@
-"""The score of a submission, computed here, as the leaderboard's script would."""
+"""The score of a submission, computed here, as the leaderboard's script would: PDMS, or two-stage EPDMS."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import pandas as pd
 from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.submission import Predictions, Submission
 from drivefine_agent.errors import DataError
-from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
+from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, identify
+from drivefine_agent.evaluation.job_v2 import score_and_write
+from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome
 from drivefine_agent.evaluation.results_csv import METRICS_V1, result_table
+from drivefine_agent.evaluation.run import planned
 from drivefine_agent.evaluation.trajectory_file import SceneLookup, score_trajectories
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCache
@@ -77,6 +81,37 @@ def _score_seed(predictions: Predictions, find_scene: SceneLookup, show_progress
         zip(scored.loc[~is_valid, "token"], scored.loc[~is_valid, "error"], strict=True)
     )
     return table
+
+
+def score_two_stage(
+    submission: Submission, scenes: SplitScenes, settings: EvaluationSettings
+) -> EvaluationFiles:
+    """Results under NAVSIM 2.2's two-stage rules, written as an evaluation writes them (`job_v2`).
+
+    Args:
+      submission: with both stages.
+      scenes: the split's samples and groups.
+      settings: of the evaluation, with the benchmark `navhard_two_stage`.
+
+    Raises:
+      DataError: it is a one-stage submission, or lacks a sample of the split.
+    """
+    if not submission.is_two_stage:
+        raise DataError("two-stage rules score submissions with two stages, got one with 'predictions'")
+    windows = (*scenes.windows, *scenes.second_stage)
+    predictions = {**submission.first_stage, **submission.second_stage}
+    missing = [window.token for window in windows if window.token not in predictions]
+    if missing:
+        raise DataError(f"the submission lacks {len(missing)} samples of {scenes.name!r}: {missing[:5]}")
+    plans = {
+        window.token: SceneOutcome(
+            window.token, {FINAL: planned(predictions[window.token].astype(np.float64))}
+        )
+        for window in windows
+    }
+    # What was scored before is recognised by the plan itself, so the agent needs no identity here.
+    identity = identify(settings, {}, windows)
+    return score_and_write(plans, submission.team.team_name, windows, settings, identity, scenes.groups)
 
 
 def seed_summary(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

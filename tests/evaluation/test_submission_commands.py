@@ -1,8 +1,7 @@
-"""Making, checking and scoring submissions of the small dataset, against the numbers of NAVSIM 1.1."""
+"""Making, checking and scoring submissions of the small dataset, against official numbers."""
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +15,13 @@ from hydra import compose, initialize_config_dir
 from drivefine_agent.baselines.constant_velocity import ConstantVelocity
 from drivefine_agent.baselines.human import Human
 from drivefine_agent.data.submission import Submission, TeamInfo, read_submission, write_submission
-from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, SceneError
-from drivefine_agent.evaluation.dataset import DatasetKeys
-from drivefine_agent.evaluation.outcomes import OutcomeLog, predictions_table
+from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
+from drivefine_agent.evaluation.job import EvaluationSettings
+from drivefine_agent.evaluation.outcomes import predictions_table
 from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
-from drivefine_agent.evaluation.split_stages import SplitStages, load_stages
+from drivefine_agent.evaluation.results_csv_v2 import read_two_stage
+from drivefine_agent.evaluation.scored_frames import METRICS_V2
 from drivefine_agent.evaluation.submission_check import WantedTokens, check_submission
 from drivefine_agent.evaluation.submission_job import arrange, complete, plan_samples, read_prediction_files
 from drivefine_agent.evaluation.submission_score import seed_summary
@@ -61,12 +61,13 @@ def one_stage(navsim_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def stages(navsim_mini: Path) -> SplitStages:
-    return load_stages(DatasetKeys("synth_two_stage", dataset_root=str(navsim_mini)), environment={})
+def stages(navsim_mini: Path) -> SplitScenes:
+    return load_split_scenes(DatasetKeys("synth_two_stage", dataset_root=str(navsim_mini)), environment={})
 
 
-def no_image(window: SceneWindow) -> np.ndarray:
-    raise AssertionError("a planner that does not look needs no image")
+def settings(folder: Path, batch_size: int = 16) -> EvaluationSettings:
+    """For planners that do not look."""
+    return EvaluationSettings("navsim_v1", folder, folder, batch_size=batch_size, show_progress=False)
 
 
 class StumblesOnce(ConstantVelocity):
@@ -100,85 +101,86 @@ def test_its_score_is_that_of_the_agent_run_directly_by_the_official_navsim(
         assert (pairs[name] - pairs[f"{name}_official"]).abs().max() <= limit, name
 
 
+@pytest.mark.slow
+def test_the_two_stage_score_is_that_of_the_official_navsim(
+    navsim_mini: Path, goldens: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "submission.pkl"
+    options = [*data(navsim_mini, "synth_two_stage"), "progress=false"]
+    call("create_submission", "create", "agent=constant_velocity", *options, *TEAM, f"output={path}")
+    (csv,) = call("score_submission", "score", f"submission={path}", *options, f"output_dir={tmp_path}")
+    ours, summaries = read_two_stage(csv)
+    official, official_summaries = read_two_stage(goldens / "v22_two_cv.csv")
+    pairs = ours.merge(official, on="token", suffixes=("", "_official"), validate="1:1")
+    assert len(pairs) == len(official) == 60
+    for name in METRICS_V2:
+        limit = 1e-6 if name in ("ego_progress", "score") else 0.0
+        np.testing.assert_allclose(pairs[name], pairs[f"{name}_official"], rtol=0.0, atol=limit, err_msg=name)
+    for token, score in official_summaries.items():
+        assert summaries[token] == pytest.approx(score, abs=1e-6)
+
+
 def test_texts_reach_the_file_as_they_were_given(one_stage: Path) -> None:
     assert read_submission(one_stage).team == INFO
 
 
-def test_two_stages_of_the_small_dataset(navsim_mini: Path, stages: SplitStages, tmp_path: Path) -> None:
+def test_two_stages_of_the_small_dataset(navsim_mini: Path, stages: SplitScenes, tmp_path: Path) -> None:
     path = tmp_path / "submission.pkl"
     options = [*data(navsim_mini, "synth_two_stage"), *TEAM, f"output={path}", "progress=false"]
     check = call("create_submission", "create", "agent=constant_velocity", *options)
     assert check.problems == check.doubts == []
     assert check.counts == {"first_stage_predictions": [12], "second_stage_predictions": [48]}
     second = read_submission(path).second_stage
-    assert stages.second is not None
-    for window in stages.second:
+    for window in stages.second_stage:
         speed = np.linalg.norm(window.current.ego_velocity)
         np.testing.assert_allclose(second[window.token][-1], [4.0 * speed, 0.0, 0.0], atol=1e-5)
 
 
-def test_images_of_each_stage_are_read_from_its_own_folder(stages: SplitStages, tmp_path: Path) -> None:
-    assert stages.second is not None
-    reader = tool("create_submission")._reader(stages, tmp_path / "submission.pkl")
-    found = []
-    for window in stages.windows:
-        root = stages.first.sensor_path if window.second_stage is None else stages.synthetic_sensor_path
-        assert root is not None
-        path = root / window.current.cameras["CAM_F0"].data_path
-        # The images that are here are thumbnails, which are refused once they are found.
-        reason = r"must have shape \(1080, 1920, 3\)" if path.exists() else "no image at"
-        with pytest.raises(DataError, match=f"{reason}.*{re.escape(str(path))}"):
-            reader(window)
-        found += [window.second_stage is not None] if path.exists() else []
-    assert (found.count(False), found.count(True)) == (2, 2)
-
-
 def test_a_failed_sample_is_tried_again_and_the_others_are_taken_over(
-    stages: SplitStages, tmp_path: Path
+    stages: SplitScenes, tmp_path: Path
 ) -> None:
     windows = stages.windows[:10]
     bad = windows[4].token
     planner = StumblesOnce({bad})
-    log = OutcomeLog(tmp_path, "a")
-    outcomes = plan_samples(planner, windows, no_image, log, batch_size=4, show_progress=False)
-    assert [outcome.is_valid for outcome in outcomes] == [True] * 4 + [False] + [True] * 5
+    plans = plan_samples(planner, windows, settings(tmp_path, batch_size=4), {})
+    assert [plan.is_valid for plan in plans.values()] == [True] * 4 + [False] + [True] * 5
     with pytest.raises(
         DataError, match=f"1 of 10 samples could not be planned; nothing was written.*\n  {bad}: "
     ):
-        complete(outcomes, windows, None)
+        complete(plans, windows, None)
 
     again = StumblesOnce(set())
-    outcomes = plan_samples(again, windows, no_image, OutcomeLog(tmp_path, "a"), show_progress=False)
+    plans = plan_samples(again, windows, settings(tmp_path), {})
     assert again.num_planned == 1
-    assert complete(outcomes, windows, None).filled == {}
+    assert complete(plans, windows, None).filled == {}
 
 
-def test_the_fallback_is_explicit_and_counted(stages: SplitStages, tmp_path: Path) -> None:
+def test_the_fallback_is_explicit_and_counted(stages: SplitScenes, tmp_path: Path) -> None:
     windows = stages.windows[:3]
     planner = StumblesOnce({windows[1].token}, is_lasting=True)
-    outcomes = plan_samples(planner, windows, no_image, OutcomeLog(tmp_path, "a"), show_progress=False)
-    planned = complete(outcomes, windows, "constant_velocity")
+    plans = plan_samples(planner, windows, settings(tmp_path), {})
+    planned = complete(plans, windows, "constant_velocity")
     assert planned.filled == {windows[1].token: f"SceneError: no way out of {windows[1].token}"}
     speed = np.linalg.norm(windows[1].current.ego_velocity)
     np.testing.assert_allclose(planned.predictions[windows[1].token][-1, 0], 4.0 * speed, rtol=1e-6)
     with pytest.raises(DataError, match="fallback must be one of"):
-        complete(outcomes, windows, "stand_still")
+        complete(plans, windows, "stand_still")
 
 
-def test_a_planner_that_knows_the_future_is_refused(stages: SplitStages, tmp_path: Path) -> None:
+def test_a_planner_that_knows_the_future_is_refused(stages: SplitScenes, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="sees the past only, got 'human'"):
-        plan_samples(Human(), stages.windows, no_image, OutcomeLog(tmp_path, "a"))
+        plan_samples(Human(), stages.windows, settings(tmp_path), {})
 
 
 def test_finished_predictions_of_several_seeds_are_merged(
     one_stage: Path, navsim_mini: Path, tmp_path: Path
 ) -> None:
-    windows = load_stages(
+    windows = load_split_scenes(
         DatasetKeys("synth_one_stage", dataset_root=str(navsim_mini)), environment={}
     ).windows
-    log = OutcomeLog(tmp_path, "a")
-    outcomes = plan_samples(ConstantVelocity(), windows, no_image, log, show_progress=False)
-    table = predictions_table(outcomes)
+    table = predictions_table(
+        list(plan_samples(ConstantVelocity(), windows, settings(tmp_path), {}).values())
+    )
     table.to_parquet(tmp_path / "seed.parquet", index=False)
     path = tmp_path / "submission.pkl"
     options = [*data(navsim_mini, "synth_one_stage"), *TEAM, f"output={path}", "progress=false"]
