@@ -91,6 +91,14 @@ def test_plain_pickle_finds_what_navsims_own_script_would_have_written(tmp_path,
     }
 
 
+def test_equal_content_gives_equal_bytes_whoever_shares_its_texts(tmp_path):
+    for name, copies in (("shared.pkl", False), ("copied.pkl", True)):
+        words = [("".join(list("long enough")) if copies else "long enough") for _ in range(5)]
+        seeds = tuple({("".join(["a"] * 16) if copies else "a" * 16): straight(1)} for _ in range(2))
+        write_submission(tmp_path / name, Submission(TeamInfo(*words), seeds))
+    assert (tmp_path / "shared.pkl").read_bytes() == (tmp_path / "copied.pkl").read_bytes()
+
+
 def test_two_stages_are_lists_of_one_dict(tmp_path, monkeypatch):
     write_submission(tmp_path / "submission.pkl", TWO_STAGE)
     register_stand_ins_for_navsim(monkeypatch)
