@@ -17,7 +17,7 @@ import pandas as pd
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.scored_frames import COLUMNS_ONE_STAGE, METRICS_V2, SUB_SCORES_V2
-from drivefine_agent.evaluation.two_stage import TwoStageResult
+from drivefine_agent.evaluation.two_stage import GROUP_COLUMNS, TwoStageResult
 from drivefine_agent.scoring.types import FloatArray
 
 AVERAGE_TOKEN = "average_all_frames"
@@ -142,6 +142,24 @@ def read_two_stage(path: Path) -> tuple[pd.DataFrame, dict[str, float]]:
     table["score"] = rows["score"]
     table["stage"] = np.where(is_second, 2, 1)
     return table, {token: float(value) for token, value in summaries.items()}
+
+
+def read_groups(path: Path) -> pd.DataFrame:
+    """The mapping groups of a two-stage evaluation (`groups.csv`), as rows that are all valid.
+
+    Raises:
+      DataError: if the file is missing or has other columns.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"a two-stage result is compared by its mapping groups, but there is no {path}: evaluate again "
+            "with tools/evaluate.py (the official CSV does not say which samples belong together)"
+        )
+    table = pd.read_csv(path, dtype={"token": "object", "previous_token": "object"})
+    if tuple(table.columns) != GROUP_COLUMNS:
+        raise DataError(f"expected the columns {list(GROUP_COLUMNS)}, got {list(table.columns)} in {path}")
+    table.insert(1, "valid", True)
+    return table
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
