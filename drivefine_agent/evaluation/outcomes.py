@@ -153,6 +153,34 @@ def predictions_table(outcomes: Sequence[SceneOutcome]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["token", "trajectory_id", "poses"])
 
 
+def plans_of(path: Path, tokens: Sequence[str]) -> dict[str, SceneOutcome]:
+    """Plans by token from a predictions file, as `job.make_plans` gives them; absent ones are errors.
+
+    Raises:
+      DataError: the file cannot be read, or has no trajectory `final` at all.
+    """
+    predictions = read_predictions(path)
+    if FINAL not in predictions:
+        raise DataError(
+            f"predictions need trajectories with the trajectory_id '{FINAL}', got {sorted(predictions)[:5]} "
+            f"in {path}"
+        )
+    names = [name for name in (FINAL, GENERATED) if name in predictions]
+    plans = {}
+    for token in tokens:
+        stages = {}
+        for name in names:
+            poses = predictions[name].get(token)
+            if poses is None:
+                stages[name] = StageOutcome(None, None, f"there is no prediction for this scene in {path}")
+            elif not np.isfinite(poses).all():
+                stages[name] = StageOutcome(None, None, f"the prediction is not finite in {path}")
+            else:
+                stages[name] = StageOutcome(tuple(poses.ravel().tolist()), None)
+        plans[token] = SceneOutcome(token, stages)
+    return plans
+
+
 def read_predictions(path: Path) -> dict[str, dict[str, FloatArray]]:
     """Trajectories (8, 3) by trajectory id, then scene token, of a predictions Parquet file.
 

@@ -150,9 +150,7 @@ def score_windows(
     """
     counts = ScoringCounts()
     outcomes = {
-        window.token: done[window.token]
-        for window in windows
-        if window.token in done and _is_of(done[window.token], plans[window.token])
+        window.token: done[window.token] for window in windows if is_outcome_of(done, plans, window.token)
     }
     open_windows = [window for window in windows if window.token not in outcomes]
     on_progress(len(windows) - len(open_windows))
@@ -220,11 +218,12 @@ def _score_in_worker(task: _Task) -> _Result:
     return _score_task(source, job, task)
 
 
-def _is_of(outcome: SceneOutcome, plan: SceneOutcome) -> bool:
-    """Whether an outcome is valid and scores this very plan."""
-    return outcome.is_valid and {name: stage.poses for name, stage in outcome.stages.items()} == {
-        name: stage.poses for name, stage in plan.stages.items()
-    }
+def is_outcome_of(done: Mapping[str, SceneOutcome], plans: Mapping[str, SceneOutcome], token: str) -> bool:
+    """Whether there is a valid outcome of a scene that scores the very plan there is now."""
+    if token not in done or not done[token].is_valid:
+        return False
+    scored, plan = done[token].stages, plans[token].stages
+    return {name: s.poses for name, s in scored.items()} == {name: s.poses for name, s in plan.items()}
 
 
 def _kept(poses: NDArray[np.float64]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""A prediction scored under NAVSIM 2.2, with what links it to its neighbours, and its row of a result table."""
+"""A prediction scored under NAVSIM 2.2, what links it to its neighbours, and its row of a result table."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.evaluation.outcomes import StageOutcome
 from drivefine_agent.scoring.frame_scores import FrameScores, under_filter_rule
-from drivefine_agent.scoring.types import FloatArray
+from drivefine_agent.scoring.types import HUMAN_FILTERED, FloatArray
 
 EXTENDED_COMFORT = "two_frame_extended_comfort"
 SUB_SCORES_V2 = (*FrameScores.names(), EXTENDED_COMFORT)
@@ -39,6 +41,24 @@ class ScoredFrame:
     def __post_init__(self) -> None:
         if self.is_second_stage and self.human_zeros:
             raise ValueError(f"no human drove in second-stage sample {self.token!r}, got {self.human_zeros}")
+
+
+def scored_frame(window: SceneWindow, stage: StageOutcome) -> ScoredFrame | None:
+    """A scored trajectory of a scene (`score.score_stages_v2`); None where it failed."""
+    if stage.error is not None or stage.scores is None or stage.details is None:
+        return None
+    zeros = [name for name, flag in zip(HUMAN_FILTERED, stage.details["human_zeros"], strict=False) if flag]
+    return ScoredFrame(
+        token=window.token,
+        log_name=window.log_name,
+        timestamp_us=window.current.timestamp_us,
+        is_second_stage=window.second_stage is not None,
+        scores=FrameScores.from_mapping(stage.scores),
+        human_zeros=tuple(zeros),
+        motion=np.array(stage.details["motion"]).reshape(2, -1),
+        start_xy=np.array(stage.details["start_xy"]),
+        endpoint_xy=np.array(stage.details["endpoint_xy"]),
+    )
 
 
 def frame_table(

@@ -96,7 +96,9 @@ def two_stage_result(
     second = frame_table(second_tokens, frames, comfort, rule, needs_comfort=set(second_tokens))
     rows = pd.concat([first, second])
     values = dict(zip(rows["token"], rows[list(METRICS_V2)].to_numpy(), strict=True))
-    left_out, weights, counted = {}, {}, {}
+    left_out: dict[str, str] = {}
+    weights: dict[str, float] = {}
+    counted: dict[StageGroup, GroupValues] = {}
     for group in groups:
         reason = _why_left_out(group, evaluated, frames)
         if reason is not None:
@@ -118,7 +120,7 @@ def two_stage_result(
 
 def group_weights(group: StageGroup, frames: Mapping[str, ScoredFrame]) -> dict[str, float]:
     """Weights of a group's second-stage samples by token; those of "now" and of "previous" sum to 1 each."""
-    weights = {}
+    weights: dict[str, float] = {}
     for member, followers in _sides(group):
         starts = [frames[token].start_xy for token in followers]
         side = follow_up_weights(frames[member].endpoint_xy, np.stack(starts))
@@ -133,9 +135,10 @@ def navsim_would_say(result: TwoStageResult, num_failed: int) -> list[str]:
         token, reason = next(iter(result.left_out.items()))
         total = len(result.left_out) + len(result.groups)
         sentences.append(
-            f"{num_failed} samples failed, and {len(result.left_out)} of {total} mapping groups are incomplete "
-            f"(for example {token}: {reason}): NAVSIM 2.2's script would have written no CSV at all; the "
-            f"summaries here are over the {len(result.groups)} complete groups, nothing is counted as 0."
+            f"{num_failed} samples failed, and {len(result.left_out)} of {total} mapping groups are "
+            f"incomplete (for example {token}: {reason}): NAVSIM 2.2's script would have written no CSV at "
+            f"all; the summaries here are over the {len(result.groups)} complete groups, and nothing is "
+            "counted as 0."
         )
     if result.outside:
         sentences.append(

@@ -18,7 +18,7 @@ import numpy as np
 from drivefine_agent.constants import NUM_SIM_STATES, SIM_INTERVAL_S
 from drivefine_agent.errors import DataError
 from drivefine_agent.geometry.indices import StateIndex
-from drivefine_agent.scoring.comfort import savgol_filter
+from drivefine_agent.scoring.comfort import filter_table
 from drivefine_agent.scoring.types import FloatArray
 
 MAX_FRAME_INTERVAL_S = 0.55
@@ -69,8 +69,9 @@ def extended_comfort(current: FloatArray, previous: FloatArray, interval_s: floa
 
 
 def extended_comfort_differences(current: FloatArray, previous: FloatArray, interval_s: float) -> FloatArray:
-    """(4,) root mean square differences: acceleration [m/s^2], jerk [m/s^3], yaw rate [rad/s] and yaw
-    acceleration [rad/s^2]; arguments and errors as in `extended_comfort`.
+    """(4,) root mean square differences; arguments and errors as in `extended_comfort`.
+
+    They are of acceleration [m/s^2], jerk [m/s^3], yaw rate [rad/s] and yaw acceleration [rad/s^2].
     """
     for name, motion in (("current", current), ("previous", previous)):
         if motion.shape != (2, NUM_SIM_STATES) or not np.isfinite(motion).all():
@@ -88,8 +89,8 @@ def overlap_shift(interval_s: float) -> int:
     """
     if not 0.0 < interval_s < MAX_FRAME_INTERVAL_S or round(interval_s / SIM_INTERVAL_S) == 0:
         raise DataError(
-            f"extended comfort compares frames that start between 0.05 and {MAX_FRAME_INTERVAL_S} s apart, got "
-            f"{interval_s:.6f} s: check the pairs of the split"
+            f"extended comfort compares frames that start between 0.05 and {MAX_FRAME_INTERVAL_S} s apart, "
+            f"got {interval_s:.6f} s: check the pairs of the split"
         )
     return round(interval_s / SIM_INTERVAL_S)
 
@@ -119,11 +120,9 @@ def _filtered(series: FloatArray, matrix: FloatArray) -> FloatArray:
 @lru_cache(maxsize=64)
 def _filter_matrix(num_samples: int, window: int, derivative: int) -> FloatArray:
     """(n, n) a Savitzky-Golay filter of degree 2 as a matrix."""
-    # the official sampling interval is the mean step of the time axis
-    interval_s = float(np.mean(np.diff(np.arange(num_samples) * SIM_INTERVAL_S)))
-    table = savgol_filter(num_samples, min(window, num_samples), _DEGREE, derivative, interval_s)
+    starts, rows = filter_table(num_samples, window, _DEGREE, derivative)
     matrix = np.zeros((num_samples, num_samples))
-    for row, (start, weights) in enumerate(zip(table.start, table.weights, strict=True)):
+    for row, (start, weights) in enumerate(zip(starts, rows, strict=True)):
         matrix[row, start : start + len(weights)] = weights
     matrix.setflags(write=False)
     return matrix

@@ -30,6 +30,7 @@ class Occupancy:
 
     NAVSIM simplifies every geometry before each agent's turn, again and again. `next_turn` only counts, and
     the passes are made up for when a geometry is looked at; the first one that changes nothing is the last.
+    What stands still keeps its geometries.
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
@@ -39,10 +40,10 @@ class Occupancy:
         self._line: list[FloatArray] = [np.zeros((0, 2))] * size
         self._half_width = [0.0] * size
         self._make: list[Callable[[], Geometry] | None] = [None] * size
-        self._geometry: list[Geometry] = [None] * size
-        self._first_turn = [0] * size
-        self._passes = [0] * size
-        self._is_simple = [False] * size
+        self._stages: list[list[Geometry]] = [[] for _ in range(size)]  # as made, simplified once, twice, ...
+        self._is_simple = [False] * size  # the last stage equals the one before
+        self._corridor: list[tuple[FloatArray, Geometry] | None] = [None] * size
+        self._set_at = [0] * size  # in which turn the entry was set
         self._turn = 0
 
     def set(self, entry: int, line: FloatArray, half_width: float, make: Callable[[], Geometry]) -> None:
@@ -50,17 +51,19 @@ class Occupancy:
 
         Args:
           entry: index.
-          line: (m, 2) every point of the geometry is within half_width of it.
+          line: (m, 2) every point of the geometry is within half_width of it; the same line means the same
+            geometry.
           half_width: [m].
           make: makes the geometry.
         """
+        self._set_at[entry] = self._turn
+        if np.array_equal(line, self._line[entry]):
+            return
         self._bounds[entry] = bounds_of(line, half_width + MARGIN_M)
         self._line[entry] = line
         self._half_width[entry] = half_width
         self._make[entry] = make
-        self._geometry[entry] = None
-        self._first_turn[entry] = self._turn
-        self._passes[entry] = 0
+        self._stages[entry] = []
         self._is_simple[entry] = False
 
     def remove(self, entry: int) -> None:
@@ -74,7 +77,7 @@ class Occupancy:
 
     def touches_own(self, agent: int, line: FloatArray, half_width: float) -> bool:
         """Whether the agent's corridor, the line (m, 2) widened, touches its own geometry."""
-        return bool(shapely.intersects(self._simplified(agent), _corridor(line, half_width)))
+        return bool(shapely.intersects(self._simplified(agent), self._widened(agent, line, half_width)))
 
     def nearest_ahead(self, agent: int, line: FloatArray, half_width: float) -> tuple[int, float] | None:
         """The entry nearest to an agent's geometry of those that touch its corridor, and the gap [m].
@@ -92,7 +95,7 @@ class Occupancy:
         ]
         if not near:
             return None
-        corridor = _corridor(line, half_width)
+        corridor = self._widened(agent, line, half_width)
         ahead = [entry for entry in near if shapely.intersects(self._simplified(entry), corridor)]
         if not ahead:
             return None
@@ -123,29 +126,33 @@ class Occupancy:
         tree = shapely.STRtree(_array([self._simplified(entry) for entry in seen]))
         return seen[int(tree.nearest(own))]
 
+    def _widened(self, agent: int, line: FloatArray, half_width: float) -> Geometry:
+        last = self._corridor[agent]
+        if last is None or not np.array_equal(line, last[0]):
+            last = line, widened(line, half_width)
+            self._corridor[agent] = last
+        return last[1]
+
     def _simplified(self, entry: int) -> Geometry:
-        make = self._make[entry]
-        assert make is not None
-        if self._geometry[entry] is None:
-            self._geometry[entry] = make()
-        due = self._turn - self._first_turn[entry]
-        while self._passes[entry] < due and not self._is_simple[entry]:
-            before = self._geometry[entry]
+        stages = self._stages[entry]
+        if not stages:
+            make = self._make[entry]
+            assert make is not None
+            stages.append(make())
+        due = self._turn - self._set_at[entry]
+        while len(stages) <= due and not self._is_simple[entry]:
+            before = stages[-1]
             after = before.simplify(SIMPLIFY_TOLERANCE_M, preserve_topology=True)
             self._is_simple[entry] = bool(
                 shapely.get_num_coordinates(before) == shapely.get_num_coordinates(after)
             )
-            self._geometry[entry] = after
-            self._passes[entry] += 1
-        return self._geometry[entry]
+            stages.append(after)
+        return stages[min(due, len(stages) - 1)]
 
 
 def widened(line: FloatArray, half_width: float) -> shapely.Polygon:
     """A line (m, 2) widened to both sides, cut off square at its ends, as nuPlan widens it."""
     return shapely.buffer(shapely.linestrings(line), half_width, quad_segs=16, cap_style="flat")
-
-
-_corridor = widened
 
 
 def _array(geometries: list[Geometry]) -> NDArray[np.object_]:

@@ -1,8 +1,8 @@
 """From the scores of two stages to one number: NAVSIM 2's pseudo closed loop.
 
-A mapping group is a first-stage sample ("now", n), the one half a second earlier ("previous", p), and pairs of
-second-stage samples that start near where n and p may end. Per group and column, f is the first-stage value
-and g the weighted mean of the second-stage values:
+A mapping group is a first-stage sample ("now", n), the one half a second earlier ("previous", p), and pairs
+of second-stage samples that start near where n and p may end. Per group and column, f is the first-stage
+value and g the weighted mean of the second-stage values:
 
     combined = mean over groups of (f_n g_n + f_p g_p) / 2
     stage one = mean over groups and both members of f;  stage two = the same of g
