@@ -10,8 +10,9 @@ from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
 from drivefine_agent.baselines.constant_velocity import ConstantVelocity
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, SceneError
-from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, SceneOutcome
-from drivefine_agent.evaluation.run import Evaluator, RefiningPlanner, SceneSource, evaluate, failures
+from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, SceneOutcome, failed_scene
+from drivefine_agent.evaluation.run import Driver, RefiningPlanner, SceneSource, drive, failures
+from drivefine_agent.evaluation.score import ScoringJob, score_scene
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -58,7 +59,11 @@ class Planner:
 
 
 def run(planner: Planner, scenes: SceneSource, done: dict | None = None, **keys: int) -> list[SceneOutcome]:
-    return evaluate(Evaluator(planner, scenes, no_image), WINDOWS, done or {}, lambda outcomes: None, **keys)
+    """Both passes."""
+    driver = Driver(planner, scenes, no_image)
+    plans = drive(driver, WINDOWS, done or {}, lambda plans: None, **keys)
+    job = ScoringJob("navsim_v1")
+    return [score_scene(scenes, job, scene, plans[scene.token]) for scene in WINDOWS]
 
 
 def test_every_scene_has_its_score_in_the_order_of_the_scenes() -> None:
@@ -70,27 +75,37 @@ def test_every_scene_has_its_score_in_the_order_of_the_scenes() -> None:
     assert outcomes[0].stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
 
 
-def test_valid_outcomes_are_taken_over_and_failed_ones_tried_again() -> None:
-    first = run(Planner(), source(without="bd"))
-    assert [outcome.token for outcome in first if not outcome.is_valid] == ["b", "d"]
+def test_valid_plans_are_taken_over_and_failed_ones_made_again() -> None:
+    class Picky(Planner):
+        def plan(self, cases: Sequence[PlanningCase]) -> NDArray[np.float64]:
+            if any(case.window.token in "bd" for case in cases):
+                raise DataError("not this one")
+            return super().plan(cases)
+
+    def plans(planner: Planner, done: dict, progress: list[int]) -> dict[str, SceneOutcome]:
+        driver = Driver(planner, source(), no_image)
+        return drive(driver, WINDOWS, done, lambda plans: None, on_progress=progress.append)
+
+    first = plans(Picky(), {}, [])
+    assert [token for token, plan in first.items() if not plan.is_valid] == ["b", "d"]
     planner, finished = Planner(), []
-    second = evaluate(
-        Evaluator(planner, source(), no_image),
-        WINDOWS,
-        {outcome.token: outcome for outcome in first},
-        lambda outcomes: None,
-        on_progress=finished.append,
-    )
+    second = plans(planner, first, finished)
     assert planner.asked == ["bd"]
-    assert all(outcome.is_valid for outcome in second)
-    assert second[0] == first[0]
+    assert all(plan.is_valid for plan in second.values())
+    assert second["a"] == first["a"]
     assert finished == [3, 2]
 
 
-def test_outcomes_are_kept_after_each_batch() -> None:
+def test_a_plan_has_no_score_yet() -> None:
+    plans = drive(Driver(Planner(), source(), no_image), WINDOWS[:1], {}, lambda plans: None)
+    assert plans["a"].stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
+    assert plans["a"].stages[FINAL].scores is None
+
+
+def test_plans_are_kept_after_each_batch() -> None:
     kept: list[str] = []
-    evaluator = Evaluator(Planner(), source(), no_image)
-    evaluate(evaluator, WINDOWS, {}, lambda out: kept.append("".join(o.token for o in out)), batch_size=2)
+    driver = Driver(Planner(), source(), no_image)
+    drive(driver, WINDOWS, {}, lambda out: kept.append("".join(o.token for o in out)), batch_size=2)
     assert kept == ["ab", "cd", "e"]
 
 
@@ -193,8 +208,8 @@ def test_only_planners_that_ask_see_the_image_and_the_privileged_scene() -> None
 
     image = np.zeros((2, 2, 3), dtype=np.uint8)
     looking, privileged = Looking(), Privileged()
-    evaluate(Evaluator(looking, source(), lambda scene: image), WINDOWS[:1], {}, lambda outcomes: None)
-    evaluate(Evaluator(privileged, source(), no_image), WINDOWS[:1], {}, lambda outcomes: None)
+    drive(Driver(looking, source(), lambda scene: image), WINDOWS[:1], {}, lambda plans: None)
+    drive(Driver(privileged, source(), no_image), WINDOWS[:1], {}, lambda plans: None)
     assert looking.seen.front_image is image
     assert looking.seen.scoring_scene is None
     assert privileged.seen.front_image is None
@@ -208,9 +223,21 @@ def test_a_missing_image_is_a_failed_scene() -> None:
     def read(scene: SceneWindow) -> NDArray[np.uint8]:
         raise DataError("no image at x.jpg")
 
-    outcomes = evaluate(Evaluator(Looking(), source(), read), WINDOWS, {}, lambda outcomes: None)
-    assert {row["error"] for row in failures(outcomes)} == {"DataError: no image at x.jpg"}
-    assert len(failures(outcomes)) == 5
+    plans = drive(Driver(Looking(), source(), read), WINDOWS, {}, lambda plans: None)
+    assert {row["error"] for row in failures(plans.values())} == {"DataError: no image at x.jpg"}
+    assert len(failures(plans.values())) == 5
+
+
+def test_what_could_not_be_planned_keeps_its_reason_when_scored() -> None:
+    plan = failed_scene("a", (FINAL, GENERATED), "DataError: no image at x.jpg")
+    assert score_scene(source(), ScoringJob("navsim_v1"), WINDOWS[0], plan) == plan
+
+
+def test_a_plan_stays_when_its_scene_cannot_be_prepared() -> None:
+    outcome = run(Planner(), source(without="a"))[0]
+    assert outcome.stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
+    assert outcome.stages[FINAL].scores is None
+    assert not outcome.is_valid
 
 
 def test_baselines_are_planners() -> None:
@@ -223,8 +250,8 @@ def test_drivefine_is_a_refining_planner_unless_refinement_is_off() -> None:
     for agent in (refining, unrefined):
         assert isinstance(agent, BatchPlanner)
         assert isinstance(agent, RefiningPlanner)
-    assert Evaluator(refining, source(), no_image).stage_names == (FINAL, GENERATED)
-    assert Evaluator(unrefined, source(), no_image).stage_names == (FINAL,)
+    assert Driver(refining, source(), no_image).stage_names == (FINAL, GENERATED)
+    assert Driver(unrefined, source(), no_image).stage_names == (FINAL,)
 
 
 def test_batch_size_must_be_positive() -> None:
