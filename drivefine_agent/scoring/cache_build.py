@@ -23,6 +23,7 @@ from tqdm import tqdm
 from drivefine_agent.data.logs import read_log
 from drivefine_agent.data.maps import Map, load_map
 from drivefine_agent.data.scenes import SceneFilter, iter_windows
+from drivefine_agent.data.second_stage import read_second_stage
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.scoring.build import build_scoring_scene
@@ -58,6 +59,8 @@ class SceneRef:
     num_future_frames: int
     fingerprint: int
     """Of the frames and the map that the scene is prepared from."""
+    is_second_stage: bool = False
+    """The file is that of one second-stage sample."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def scene_refs(windows: Iterable[SceneWindow], maps_root: Path) -> list[SceneRef
                 num_history_frames=window.num_history_frames,
                 num_future_frames=window.num_future_frames,
                 fingerprint=zlib.crc32(_map_bytes(maps_root, window.map_name), window_checksum(window)),
+                is_second_stage=window.second_stage is not None,
             )
         )
     return refs
@@ -124,6 +128,11 @@ def window_checksum(window: SceneWindow) -> int:
         if frame.annotations is not None:
             parts += [frame.annotations.boxes.tobytes(), frame.annotations.velocity_3d.tobytes()]
             parts.append(repr((frame.annotations.names, frame.annotations.track_tokens)).encode())
+    if window.second_stage is not None:
+        for objects in window.second_stage.future_objects:
+            parts += [objects.poses.tobytes(), objects.sizes.tobytes(), objects.velocities.tobytes()]
+            parts.append(repr((objects.names, objects.track_tokens)).encode())
+        parts.append(repr(window.second_stage.future_lights).encode())
     return zlib.crc32(b"".join(parts))
 
 
@@ -224,6 +233,9 @@ def _windows(scenes: Sequence[SceneRef]) -> Iterator[SceneWindow]:
     """Cut the windows of scenes out of their logs, log by log."""
     by_log: dict[tuple[Path, int, int], list[str]] = {}
     for scene in scenes:
+        if scene.is_second_stage:
+            yield read_second_stage(scene.log_path)
+            continue
         key = (scene.log_path, scene.num_history_frames, scene.num_future_frames)
         by_log.setdefault(key, []).append(scene.token)
     for (log_path, num_history, num_future), tokens in by_log.items():

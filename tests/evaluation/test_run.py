@@ -58,12 +58,15 @@ class Planner:
         return np.stack([poses] * len(cases))
 
 
-def run(planner: Planner, scenes: SceneSource, done: dict | None = None, **keys: int) -> list[SceneOutcome]:
-    """Both passes."""
-    driver = Driver(planner, scenes, no_image)
-    plans = drive(driver, WINDOWS, done or {}, lambda plans: None, **keys)
+def score(plans: Mapping[str, SceneOutcome], scenes: SceneSource) -> list[SceneOutcome]:
     job = ScoringJob("navsim_v1")
-    return [score_scene(scenes, job, scene, plans[scene.token]) for scene in WINDOWS]
+    return [score_scene(scenes, job, scene, plans[scene.token]) for scene in WINDOWS if scene.token in plans]
+
+
+def run(planner: Planner, scenes: SceneSource, **keys: int) -> list[SceneOutcome]:
+    """Both passes."""
+    plans = drive(Driver(planner, scenes, no_image), WINDOWS, {}, lambda outcomes: None, **keys)
+    return score(plans, scenes)
 
 
 def test_every_scene_has_its_score_in_the_order_of_the_scenes() -> None:
@@ -75,21 +78,23 @@ def test_every_scene_has_its_score_in_the_order_of_the_scenes() -> None:
     assert outcomes[0].stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
 
 
-def test_valid_plans_are_taken_over_and_failed_ones_made_again() -> None:
-    class Picky(Planner):
+def test_valid_plans_are_taken_over_and_failed_ones_tried_again() -> None:
+    class Lame(Planner):
         def plan(self, cases: Sequence[PlanningCase]) -> NDArray[np.float64]:
             if any(case.window.token in "bd" for case in cases):
-                raise DataError("not this one")
+                raise DataError("cannot plan")
             return super().plan(cases)
 
-    def plans(planner: Planner, done: dict, progress: list[int]) -> dict[str, SceneOutcome]:
-        driver = Driver(planner, source(), no_image)
-        return drive(driver, WINDOWS, done, lambda plans: None, on_progress=progress.append)
-
-    first = plans(Picky(), {}, [])
+    first = drive(Driver(Lame(), source(), no_image), WINDOWS, {}, lambda outcomes: None)
     assert [token for token, plan in first.items() if not plan.is_valid] == ["b", "d"]
     planner, finished = Planner(), []
-    second = plans(planner, first, finished)
+    second = drive(
+        Driver(planner, source(), no_image),
+        WINDOWS,
+        first,
+        lambda outcomes: None,
+        on_progress=finished.append,
+    )
     assert planner.asked == ["bd"]
     assert all(plan.is_valid for plan in second.values())
     assert second["a"] == first["a"]
@@ -100,6 +105,18 @@ def test_a_plan_has_no_score_yet() -> None:
     plans = drive(Driver(Planner(), source(), no_image), WINDOWS[:1], {}, lambda plans: None)
     assert plans["a"].stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
     assert plans["a"].stages[FINAL].scores is None
+
+
+def test_what_could_not_be_planned_keeps_its_reason_when_scored() -> None:
+    plan = failed_scene("a", (FINAL, GENERATED), "DataError: no image at x.jpg")
+    assert score({"a": plan}, source()) == [plan]
+
+
+def test_a_plan_stays_when_its_scene_cannot_be_prepared() -> None:
+    outcome = run(Planner(), source(without="a"))[0]
+    assert outcome.stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
+    assert outcome.stages[FINAL].scores is None
+    assert not outcome.is_valid
 
 
 def test_plans_are_kept_after_each_batch() -> None:
@@ -208,8 +225,8 @@ def test_only_planners_that_ask_see_the_image_and_the_privileged_scene() -> None
 
     image = np.zeros((2, 2, 3), dtype=np.uint8)
     looking, privileged = Looking(), Privileged()
-    drive(Driver(looking, source(), lambda scene: image), WINDOWS[:1], {}, lambda plans: None)
-    drive(Driver(privileged, source(), no_image), WINDOWS[:1], {}, lambda plans: None)
+    drive(Driver(looking, source(), lambda scene: image), WINDOWS[:1], {}, lambda outcomes: None)
+    drive(Driver(privileged, source(), no_image), WINDOWS[:1], {}, lambda outcomes: None)
     assert looking.seen.front_image is image
     assert looking.seen.scoring_scene is None
     assert privileged.seen.front_image is None
@@ -223,21 +240,9 @@ def test_a_missing_image_is_a_failed_scene() -> None:
     def read(scene: SceneWindow) -> NDArray[np.uint8]:
         raise DataError("no image at x.jpg")
 
-    plans = drive(Driver(Looking(), source(), read), WINDOWS, {}, lambda plans: None)
-    assert {row["error"] for row in failures(plans.values())} == {"DataError: no image at x.jpg"}
-    assert len(failures(plans.values())) == 5
-
-
-def test_what_could_not_be_planned_keeps_its_reason_when_scored() -> None:
-    plan = failed_scene("a", (FINAL, GENERATED), "DataError: no image at x.jpg")
-    assert score_scene(source(), ScoringJob("navsim_v1"), WINDOWS[0], plan) == plan
-
-
-def test_a_plan_stays_when_its_scene_cannot_be_prepared() -> None:
-    outcome = run(Planner(), source(without="a"))[0]
-    assert outcome.stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
-    assert outcome.stages[FINAL].scores is None
-    assert not outcome.is_valid
+    outcomes = score(drive(Driver(Looking(), source(), read), WINDOWS, {}, lambda outcomes: None), source())
+    assert {row["error"] for row in failures(outcomes)} == {"DataError: no image at x.jpg"}
+    assert len(failures(outcomes)) == 5
 
 
 def test_baselines_are_planners() -> None:
