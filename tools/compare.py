@@ -5,8 +5,9 @@
 
 Each argument is NAME=FILE or FILE: a result CSV of NAVSIM 1.1 or 2.2 (of tools/evaluate.py or of NAVSIM
 itself), or a folder that holds `results.csv`. The others are compared with the first agent, or with
---against. Of two-stage results, mapping groups are compared, since only they have a combined score: the
-folder must hold `groups.csv` (of tools/evaluate.py).
+--against. Of two-stage results the mapping groups are compared, since only they have a combined score, if
+`groups.csv` (of tools/evaluate.py) lies beside each file; otherwise the samples, each stage by itself. A
+result without a group's samples is compared over the groups that are complete for both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +32,13 @@ from drivefine_agent.evaluation.comparison import (
     format_comparison,
 )
 from drivefine_agent.evaluation.results_csv import read_csv
-from drivefine_agent.evaluation.results_csv_v2 import read_groups, read_one_stage, rules_of_csv
+from drivefine_agent.evaluation.results_csv_v2 import (
+    GROUPS_NAME,
+    read_groups,
+    read_one_stage,
+    read_two_stage,
+    rules_of_csv,
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,8 +86,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def read_results(paths: Mapping[str, Path]) -> tuple[dict[str, pd.DataFrame], Mapping[str, str], str]:
-    """Tables by agent, the metrics with their short names, and what a row is.
+@dataclass(frozen=True)
+class Comparable:
+    """Results that can be compared row by row."""
+
+    unit: str
+    """What a row is."""
+    tables: Mapping[str, pd.DataFrame]
+    """By agent."""
+    names: Mapping[str, str]
+    """The metrics, with their short names."""
+
+
+def read_results(paths: Mapping[str, Path]) -> list[Comparable]:
+    """What there is to compare: one table per agent, or one per stage and agent.
 
     Raises:
       DataError: a file cannot be read, or the files are results of different benchmarks.
@@ -90,29 +109,54 @@ def read_results(paths: Mapping[str, Path]) -> tuple[dict[str, pd.DataFrame], Ma
         raise DataError(f"results of one benchmark can be compared, got {rules}")
     benchmark = next(iter(rules.values()))
     if benchmark == "navsim_v1":
-        return {name: read_csv(path) for name, path in paths.items()}, SHORT_NAMES, "scenes"
+        return [Comparable("scenes", {name: read_csv(path) for name, path in paths.items()}, SHORT_NAMES)]
     if benchmark == "navsim_v2":
-        return {name: read_one_stage(path) for name, path in paths.items()}, SHORT_NAMES_V2, "scenes"
-    groups = {name: read_groups(path.with_name("groups.csv")) for name, path in paths.items()}
-    return groups, SHORT_NAMES_GROUPS, "mapping groups"
+        tables = {name: read_one_stage(path) for name, path in paths.items()}
+        return [Comparable("scenes", tables, SHORT_NAMES_V2)]
+    group_files = {name: path.with_name(GROUPS_NAME) for name, path in paths.items()}
+    if all(path.is_file() for path in group_files.values()):
+        tables = {name: read_groups(path) for name, path in group_files.items()}
+        return [Comparable("mapping groups", tables, SHORT_NAMES_GROUPS)]
+    rows = {name: read_two_stage(path)[0] for name, path in paths.items()}
+    return [
+        Comparable(
+            f"samples of stage {stage}, each with the same weight",
+            {name: table[table["stage"] == stage] for name, table in rows.items()},
+            SHORT_NAMES_V2,
+        )
+        for stage in (1, 2)
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read, compare, print."""
     arguments = parse_arguments(argv)
-    tables, names, unit = read_results(arguments.results)
-    if arguments.metric not in names:
-        raise DataError(f"these results have the columns {list(names)}, got --metric {arguments.metric!r}")
-    base = arguments.against or next(iter(tables))
-    summaries = compare(
-        tables, base, arguments.metric, arguments.level, arguments.resamples, arguments.seed, names
-    )
-    print(format_comparison(summaries, base, arguments.metric, arguments.level, names))
-    print(f"\n{arguments.resamples} paired resamples of the {unit} valid for both agents; * excludes zero.")
-    if arguments.json is not None:
+    contents = []
+    for what in read_results(arguments.results):
+        if arguments.metric not in what.names:
+            raise DataError(
+                f"these results have the columns {list(what.names)}, got --metric {arguments.metric!r}"
+            )
+        base = arguments.against or next(iter(what.tables))
+        summaries = compare(
+            what.tables,
+            base,
+            arguments.metric,
+            arguments.level,
+            arguments.resamples,
+            arguments.seed,
+            what.names,
+        )
+        print(format_comparison(summaries, base, arguments.metric, arguments.level, what.names))
+        print(
+            f"\n{arguments.resamples} paired resamples of the {what.unit} valid for both agents;"
+            " * excludes zero.\n"
+        )
         rows = [asdict(summary) for summary in summaries]
-        content = {"base": base, "metric": arguments.metric, "agents": rows}
-        write_bytes(arguments.json, json.dumps(content, indent=1).encode())
+        contents.append({"base": base, "metric": arguments.metric, "unit": what.unit, "agents": rows})
+    if arguments.json is not None:
+        written = contents[0] if len(contents) == 1 else {"stages": contents}
+        write_bytes(arguments.json, json.dumps(written, indent=1).encode())
         print(f"numbers: {arguments.json}")
 
 

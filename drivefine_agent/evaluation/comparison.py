@@ -68,14 +68,18 @@ def check_same_scenes(tables: Mapping[str, pd.DataFrame]) -> None:
 def paired_values(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Values (n,) of a metric in both tables over the scenes valid in both, sorted by token.
 
+    Scenes that have no number in the metric for one of them (extended comfort needs a frame before) do not
+    count either.
+
     Raises:
-      DataError: if no scene is valid in both.
+      DataError: if no scene is left.
     """
     columns = ["token", "valid", metric]
     pairs = first[columns].merge(
         second[columns], on="token", suffixes=("_first", "_second"), validate="one_to_one"
     )
     pairs = pairs[pairs["valid_first"] & pairs["valid_second"]].sort_values("token")
+    pairs = pairs.dropna(subset=[f"{metric}_first", f"{metric}_second"])
     if pairs.empty:
         raise DataError("a paired comparison needs scenes that are valid for both agents, got none")
     return pairs[f"{metric}_first"].to_numpy(), pairs[f"{metric}_second"].to_numpy()

@@ -44,7 +44,7 @@ from drivefine_agent.evaluation.outcomes import (
     configuration_hash,
     stage_table,
 )
-from drivefine_agent.evaluation.results_csv_v2 import write_one_stage, write_two_stage
+from drivefine_agent.evaluation.results_csv_v2 import GROUPS_NAME, write_one_stage, write_two_stage
 from drivefine_agent.evaluation.scored_frames import METRICS_V2, ScoredFrame, frame_table, scored_frame
 from drivefine_agent.evaluation.two_stage import TwoStageResult, two_stage_result
 from drivefine_agent.evaluation.two_stage import navsim_would_say as two_stage_says
@@ -55,7 +55,6 @@ from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS
 LOGGER = logging.getLogger(__name__)
 
 SCORES_NAME = "scores.csv"
-GROUPS_NAME = "groups.csv"
 _RULE_NAMES = {"true": "EPDMS", "legacy": "EPDMS (legacy filter)", "false": "EPDMS (no filter)"}
 
 
@@ -240,7 +239,7 @@ def _two_stage_summary(result: TwoStageResult) -> dict[str, Any]:
     return {
         "stage_one": _number(result.means.stage_one[score]),
         "stage_two": _number(result.means.stage_two[score]),
-        "num_groups": len(result.groups),
+        "num_groups": result.num_counted,
         "groups_left_out": dict(result.left_out),
     }
 

@@ -20,6 +20,9 @@ from drivefine_agent.evaluation.scored_frames import COLUMNS_ONE_STAGE, METRICS_
 from drivefine_agent.evaluation.two_stage import GROUP_COLUMNS, TwoStageResult
 from drivefine_agent.scoring.types import FloatArray
 
+GROUPS_NAME = "groups.csv"
+"""Beside a two-stage CSV: its mapping groups, which the CSV does not tell."""
+
 AVERAGE_TOKEN = "average_all_frames"
 STAGE_ONE_TOKEN = "extended_pdm_score_stage_one"
 STAGE_TWO_TOKEN = "extended_pdm_score_stage_two"
@@ -145,7 +148,7 @@ def read_two_stage(path: Path) -> tuple[pd.DataFrame, dict[str, float]]:
 
 
 def read_groups(path: Path) -> pd.DataFrame:
-    """The mapping groups of a two-stage evaluation (`groups.csv`), as rows that are all valid.
+    """The mapping groups of a two-stage evaluation (`groups.csv`); those left out are not valid.
 
     Raises:
       DataError: if the file is missing or has other columns.
@@ -158,7 +161,8 @@ def read_groups(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype={"token": "object", "previous_token": "object"})
     if tuple(table.columns) != GROUP_COLUMNS:
         raise DataError(f"expected the columns {list(GROUP_COLUMNS)}, got {list(table.columns)} in {path}")
-    table.insert(1, "valid", True)
+    if table["valid"].dtype != bool:
+        raise DataError(f"expected True or False in the column 'valid' of {path}")
     return table
 
 
@@ -184,8 +188,11 @@ def rules_of_csv(path: Path) -> str:
     Raises:
       DataError: if the file is missing or empty.
     """
+    if not path.is_file():
+        raise DataError(f"a result CSV must exist, got {path}: run tools/evaluate.py or correct the path")
     try:
-        header = path.open(encoding="utf-8").readline().rstrip("\n").split(",")[1:]
+        with path.open(encoding="utf-8") as stream:
+            header = stream.readline().rstrip("\n").split(",")[1:]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the result CSV {path}: {error}") from error
     if tuple(header) == COLUMNS_TWO_STAGE:

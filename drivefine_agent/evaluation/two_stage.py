@@ -22,7 +22,7 @@ from drivefine_agent.evaluation.scored_frames import METRICS_V2, ScoredFrame, fr
 from drivefine_agent.scoring.frame_pairs import follow_up_weights
 from drivefine_agent.scoring.two_stage import GroupValues, StageMeans, stage_means, weighted_mean
 
-GROUP_COLUMNS = ("token", "previous_token", "stage_one", "stage_two", "score")
+GROUP_COLUMNS = ("token", "valid", "previous_token", "stage_one", "stage_two", "score")
 """Of the per-group table: means of f and g of both members, and the combined score."""
 
 
@@ -37,7 +37,7 @@ class TwoStageResult:
     means: StageMeans
     """Over the groups that count, in the columns METRICS_V2."""
     groups: pd.DataFrame
-    """GROUP_COLUMNS, one row per group that counts."""
+    """GROUP_COLUMNS, one row per group; not valid, and NaN, where it is left out."""
     weights: dict[str, float]
     """Of the second-stage samples in groups that count, by token."""
     left_out: dict[str, str]
@@ -48,7 +48,12 @@ class TwoStageResult:
     @property
     def is_complete(self) -> bool:
         """Whether NAVSIM's own script would have come to its end."""
-        return not (self.left_out or self.outside) and len(self.groups) > 0
+        return not (self.left_out or self.outside) and self.num_counted > 0
+
+    @property
+    def num_counted(self) -> int:
+        """How many groups the summaries are over."""
+        return int(self.groups["valid"].sum())
 
 
 def groups_with_first_stage(groups: Sequence[StageGroup], first_tokens: Sequence[str]) -> list[StageGroup]:
@@ -111,7 +116,7 @@ def two_stage_result(
         first=first,
         second=second,
         means=stage_means(list(counted.values()), len(METRICS_V2)),
-        groups=_group_table(counted),
+        groups=_group_table(groups, counted),
         weights=weights,
         left_out=left_out,
         outside=tuple(token for token in (*first_tokens, *second_tokens) if token not in grouped),
@@ -133,11 +138,11 @@ def navsim_would_say(result: TwoStageResult, num_failed: int) -> list[str]:
     sentences = []
     if result.left_out:
         token, reason = next(iter(result.left_out.items()))
-        total = len(result.left_out) + len(result.groups)
+        total = len(result.groups)
         sentences.append(
             f"{num_failed} samples failed, and {len(result.left_out)} of {total} mapping groups are "
             f"incomplete (for example {token}: {reason}): NAVSIM 2.2's script would have written no CSV at "
-            f"all; the summaries here are over the {len(result.groups)} complete groups, and nothing is "
+            f"all; the summaries here are over the {result.num_counted} complete groups, and nothing is "
             "counted as 0."
         )
     if result.outside:
@@ -184,16 +189,18 @@ def _group_values(
     return GroupValues(values[now], mean(now_followers), values[previous], mean(previous_followers))
 
 
-def _group_table(counted: Mapping[StageGroup, GroupValues]) -> pd.DataFrame:
+def _group_table(groups: Sequence[StageGroup], counted: Mapping[StageGroup, GroupValues]) -> pd.DataFrame:
     score = METRICS_V2.index("score")
-    rows = [
-        (
-            group.token,
-            group.previous_token,
-            (values.first_now[score] + values.first_previous[score]) / 2.0,
-            (values.second_now[score] + values.second_previous[score]) / 2.0,
-            values.combined[score],
-        )
-        for group, values in counted.items()
-    ]
-    return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+    rows = []
+    for group in groups:
+        stages = [np.nan] * 3
+        if group in counted:
+            values = counted[group]
+            stages = [
+                (values.first_now[score] + values.first_previous[score]) / 2.0,
+                (values.second_now[score] + values.second_previous[score]) / 2.0,
+                values.combined[score],
+            ]
+        rows.append((group.token, group in counted, group.previous_token, *stages))
+    table = pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+    return table.astype({"valid": "bool"})

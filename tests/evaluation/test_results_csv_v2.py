@@ -38,7 +38,7 @@ def rows(**scores: float | None) -> pd.DataFrame:
 
 
 def result(first: pd.DataFrame, second: pd.DataFrame, means: StageMeans, **left_out: str) -> TwoStageResult:
-    groups = pd.DataFrame([("n", "p", 0.5, 0.5, 0.25)], columns=list(GROUP_COLUMNS))
+    groups = pd.DataFrame([("n", True, "p", 0.5, 0.5, 0.25)], columns=list(GROUP_COLUMNS))
     return TwoStageResult(first, second, means, groups, {}, left_out, ())
 
 

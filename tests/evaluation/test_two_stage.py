@@ -109,6 +109,8 @@ def test_a_failed_sample_takes_its_group_out_and_counts_as_nothing(failed: str) 
     assert result.means.stage_one[SCORE] == pytest.approx(0.25)
     assert result.means.stage_two[SCORE] == pytest.approx(1.0)
     assert result.left_out == {"n1": f"1 of its samples failed, first {failed}"}
+    assert list(result.groups["valid"]) == [False, True]
+    assert np.isnan(result.groups["score"][0])
     assert not result.is_complete
     (sentence,) = two_stage_says(result, 1)
     assert "1 of 2 mapping groups are incomplete" in sentence
