@@ -4,6 +4,7 @@
     ├── DataError(ValueError)      a file, record or folder is missing, foreign or damaged
     │   └── UnsafePickleError      a pickle names a class or function that is not on the allow-list
     ├── SceneError(ValueError)     a scene cannot be prepared for scoring (no route, too few frames, ...)
+    │   └── TrafficError           the reactive traffic of a scene cannot be simulated
     └── TrajectoryError(ValueError)  a trajectory has the wrong shape or non-finite values
 
 Messages have up to four parts, in this order: the rule, what was received, where, what to do.
@@ -24,6 +25,10 @@ class UnsafePickleError(DataError):
 
 class SceneError(DriveFineError, ValueError):
     """A scene cannot be prepared for scoring."""
+
+
+class TrafficError(SceneError):
+    """The reactive traffic of a scene cannot be simulated; NAVSIM fails the token."""
 
 
 class TrajectoryError(DriveFineError, ValueError):

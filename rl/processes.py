@@ -130,7 +130,7 @@ class Processes:
         ]
 
     def leave(self) -> None:
-        """Ends the group, and lets gloo's threads, where somebody still owns a group, drop their last tensors.
+        """Ends the group; where somebody still owns one, lets gloo's threads drop their last tensors.
 
         Dropping one takes the interpreter's lock, and a thread that comes for it while the interpreter ends
         aborts the process ("terminate called without an active exception").

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
-from drivefine_agent.scoring.cache import RULES
+from drivefine_agent.evaluation.job import BENCHMARKS
 from drivefine_agent.scoring.cache_build import BuildResult, SceneRef, build_scene_cache, scene_refs
 
 _NUM_LISTED = 10  # failures printed; the manifest has all
@@ -38,6 +38,8 @@ def find_scenes(config: DictConfig) -> tuple[list[SceneRef], Path]:
         original_sensor_path=".",  # no images are read
         maps_root=config.maps_root,
         splits_path=config.splits_path,
+        synthetic_scenes_path=config.synthetic_scenes_path,
+        synthetic_sensor_path=".",
         max_scenes=config.max_scenes,
     )
     scenes = load_split_scenes(keys, show_progress=config.progress)
@@ -45,18 +47,17 @@ def find_scenes(config: DictConfig) -> tuple[list[SceneRef], Path]:
         raise DataError(
             "no map folder is known: set maps_root, dataset_root or the variable NUPLAN_MAPS_ROOT"
         )
-    return scene_refs(scenes.windows, scenes.maps_root), scenes.maps_root
+    return scene_refs((*scenes.windows, *scenes.second_stage), scenes.maps_root), scenes.maps_root
 
 
 def build(config: DictConfig) -> BuildResult:
     """Scenes of the split -> cache folder."""
-    if config.benchmark.name != RULES:
-        raise DataError(f"scene caches exist for the benchmark '{RULES}', got '{config.benchmark.name}'")
     scenes, maps_root = find_scenes(config)
     return build_scene_cache(
         scenes,
         maps_root,
         Path(config.metric_cache_path),
+        rules=BENCHMARKS[config.benchmark.name],
         num_workers=config.num_workers or os.cpu_count() or 1,
         overwrite=config.force_feature_computation,
         show_progress=config.progress,

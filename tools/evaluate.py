@@ -1,12 +1,18 @@
 """Evaluate an agent on a split and write NAVSIM's CSV.
 
     python tools/evaluate.py agent=constant_velocity train_test_split=test dataset_root=DATASET
-    python tools/evaluate.py agent=drivefine agent.checkpoint_path=RUN train_test_split=navtest
+    python tools/evaluate.py benchmark=navsim_v2 train_test_split=navtest agent=drivefine \
+        agent.checkpoint_path=RUN
+    python tools/evaluate.py benchmark=navhard_two_stage train_test_split=navhard_two_stage agent=drivefine \
+        agent.checkpoint_path=RUN
+    python tools/evaluate.py benchmark=navsim_v2 train_test_split=navtest agent=none predictions=FILE.parquet
 
-Writes into `output_dir` (default: $NAVSIM_EXP_ROOT/<experiment_name>; runs/<experiment_name> if not set):
-results.csv (NAVSIM's columns and row `average`), predictions.parquet (for tools/score_trajectories.py),
-summary.json, failures.jsonl if a scene failed, results_before_refinement.csv if the agent refines. A stopped
-run goes on where it was. All keys: navsim_configs/evaluate.yaml.
+First all scenes are planned, then the plans are scored. Writes into `output_dir` (default:
+$NAVSIM_EXP_ROOT/<experiment_name>; runs/<experiment_name> if not set): results.csv (NAVSIM's columns and
+summary rows), predictions.parquet (also for tools/score_trajectories.py and create_submission.py),
+summary.json, failures.jsonl if a scene failed, results_before_refinement.csv if the agent refines; under
+NAVSIM 2 scores.csv with PDMS and EPDMS by the old and the new rule side by side. A stopped run goes on where
+it was. All keys: navsim_configs/evaluate.yaml.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ import sys
 from pathlib import Path
 
 import hydra
+import numpy as np
+import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -23,14 +31,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.baselines.base import BatchPlanner
 from drivefine_agent.errors import DataError, DriveFineError
-from drivefine_agent.evaluation.comparison import SHORT_NAMES
+from drivefine_agent.evaluation.comparison import SHORT_NAMES, SHORT_NAMES_V2
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
-from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, run_evaluation
+from drivefine_agent.evaluation.job import (
+    TWO_STAGE,
+    EvaluationFiles,
+    EvaluationSettings,
+    identify,
+    run_evaluation,
+    score_plans,
+    write_evaluation,
+)
+from drivefine_agent.evaluation.job_v2 import run_evaluation_v2, score_and_write
+from drivefine_agent.evaluation.outcomes import plans_of
 
 
 def evaluate(config: DictConfig) -> EvaluationFiles:
     """Scenes of the split, planner, evaluation."""
     scenes, settings = read_settings(config)
+    if config.predictions is not None:
+        return evaluate_predictions(Path(config.predictions), scenes, settings)
     planner = hydra.utils.instantiate(config.agent)
     if not isinstance(planner, BatchPlanner):
         raise DataError(
@@ -38,7 +58,22 @@ def evaluate(config: DictConfig) -> EvaluationFiles:
         )
     agent = OmegaConf.to_container(config.agent, resolve=True)
     assert isinstance(agent, dict)  # instantiate has accepted it
-    return run_evaluation(planner, scenes.windows, settings, {str(key): agent[key] for key in agent})
+    configuration = {str(key): agent[key] for key in agent}
+    if settings.benchmark == "navsim_v1":
+        return run_evaluation(planner, scenes.windows, settings, configuration)
+    windows = (*scenes.windows, *scenes.second_stage)
+    return run_evaluation_v2(planner, windows, settings, configuration, scenes.groups)
+
+
+def evaluate_predictions(path: Path, scenes: SplitScenes, settings: EvaluationSettings) -> EvaluationFiles:
+    """The second pass alone, on trajectories from a file."""
+    windows = (*scenes.windows, *scenes.second_stage)
+    plans = plans_of(path, [window.token for window in windows])
+    identity = identify(settings, {"predictions": str(path)}, windows)
+    if settings.benchmark == "navsim_v1":
+        outcomes, counts = score_plans(plans, windows, settings, identity)
+        return write_evaluation(outcomes, path.name, settings, identity, counts)
+    return score_and_write(plans, path.name, windows, settings, identity, scenes.groups)
 
 
 def read_settings(config: DictConfig) -> tuple[SplitScenes, EvaluationSettings]:
@@ -55,16 +90,23 @@ def read_settings(config: DictConfig) -> tuple[SplitScenes, EvaluationSettings]:
             original_sensor_path=config.original_sensor_path,
             maps_root=config.maps_root,
             splits_path=config.splits_path,
+            synthetic_scenes_path=config.synthetic_scenes_path,
+            synthetic_sensor_path=config.synthetic_sensor_path,
             max_scenes=config.max_scenes,
         )
         scenes = load_split_scenes(keys, show_progress=config.progress)
+        check_stages(config.benchmark.name, scenes)
         settings = EvaluationSettings(
             benchmark=config.benchmark.name,
             sensor_path=scenes.sensor_path,
             output_dir=Path(config.output_dir),
             maps_root=scenes.maps_root,
             scene_cache_path=None if config.metric_cache_path is None else Path(config.metric_cache_path),
+            synthetic_sensor_path=scenes.synthetic_sensor_path,
+            traffic=config.traffic,
+            human_penalty_filter=str(config.human_penalty_filter).lower(),
             batch_size=config.batch_size,
+            num_workers=config.num_workers,
             blank_image=config.blank_image,
             resume=config.resume,
             show_progress=config.progress,
@@ -76,14 +118,33 @@ def read_settings(config: DictConfig) -> tuple[SplitScenes, EvaluationSettings]:
     return scenes, settings
 
 
+def check_stages(benchmark: str, scenes: SplitScenes) -> None:
+    """Raise DataError unless the split has as many stages as the benchmark."""
+    if benchmark == TWO_STAGE and not scenes.groups:
+        raise DataError(
+            f"benchmark={TWO_STAGE} needs a split with two stages (reactive_all_mapping), "
+            f"'{scenes.name}' has one: use benchmark=navsim_v2, or a split such as navhard_two_stage"
+        )
+    if benchmark == "navsim_v1" and scenes.groups:
+        raise DataError(
+            f"the split '{scenes.name}' has two stages, which NAVSIM 1.1 does not know: use "
+            f"benchmark={TWO_STAGE}"
+        )
+
+
 def print_results(name: str, files: EvaluationFiles) -> None:
     """Means and where everything is."""
     table = files.table
     print(f"\n{name}: {int(table['valid'].sum())} of {len(table)} scenes valid")
-    print(
-        "  " + "  ".join(f"{short} {100 * table[metric].mean():.2f}" for metric, short in SHORT_NAMES.items())
-    )
+    names = SHORT_NAMES if files.scores is None else SHORT_NAMES_V2
+    print("  " + "  ".join(f"{short} {100 * table[metric].mean():.2f}" for metric, short in names.items()))
+    if files.scores is not None:
+        for row in pd.read_csv(files.scores).itertuples():
+            value = "n/a" if np.isnan(row.score) else f"{100 * row.score:.2f}"
+            print(f"  {row.name:23} {value}   ({row.num_valid} of {row.num_scenes} scenes, {row.traffic})")
     print(f"  results      {files.results}")
+    if files.scores is not None:
+        print(f"  all rules    {files.scores}")
     if files.before_refinement is not None:
         print(f"  unrefined    {files.before_refinement}")
     print(f"  trajectories {files.predictions}")

@@ -32,6 +32,8 @@ def main(config: DictConfig) -> None:
     took = time.perf_counter() - start
     for split, count in summary.num_scenes.items():
         print(f"world_{split}: {count} samples in {summary.num_logs[split]} logs")
+    if summary.num_second_stage:
+        print(f"world_two_stage: {summary.num_second_stage} second-stage samples")
     print(f"{summary.num_made} logs made in {took:.0f} s; dataset: {summary.root.resolve()}")
 
 

@@ -4,6 +4,7 @@ r"""Score given trajectories: a Parquet file in, a Parquet file with sub-scores 
         metric_cache_path=CACHE
     python tools/score_trajectories.py benchmark=navsim_v1 trajectories=IN.parquet output=OUT.parquet \
         dataset_root=DATASET train_test_split=test
+    python tools/score_trajectories.py benchmark=navsim_v2 traffic=reactive human_penalty_filter=legacy ...
 
 Scenes come from a scene cache (tools/build_scene_cache.py), or are prepared on the fly from logs and maps.
 In: columns token, trajectory_id, poses (24 numbers: 8 poses of x, y, heading of the rear axle in the ego
@@ -29,30 +30,34 @@ from drivefine_agent.data.scenes import SceneDataWarning, SceneFilter, load_scen
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.job import BENCHMARKS, TWO_STAGE
+from drivefine_agent.evaluation.run import BUILDERS
 from drivefine_agent.evaluation.trajectory_file import (
-    METRIC_COLUMNS,
     SceneLookup,
+    ScoringRules,
     read_trajectories,
     score_trajectories,
     write_scores,
 )
-from drivefine_agent.scoring.build import build_scoring_scene
-from drivefine_agent.scoring.cache import RULES, SceneCache
+from drivefine_agent.scoring.cache import SceneCache
+from drivefine_agent.scoring.observation import NUM_OBSERVATION_FRAMES, NUM_OBSERVATION_FRAMES_V2
+from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, TRAFFIC
 from drivefine_agent.scoring.types import ScoringScene
 
 
 def scene_lookup(config: DictConfig, tokens: list[str]) -> SceneLookup:
     """Where prepared scenes come from: the cache if one is named, else logs and maps."""
     if config.metric_cache_path is not None:
-        return SceneCache(config.metric_cache_path).__getitem__
+        return SceneCache(config.metric_cache_path, BENCHMARKS[config.benchmark.name]).__getitem__
     windows, maps_root = _windows(config, tokens)
     by_token = {window.token: window for window in windows}
+    build = BUILDERS[BENCHMARKS[config.benchmark.name]]
 
     def find(token: str) -> ScoringScene:
         if token not in by_token:
             raise KeyError(f"scene '{token}' is not in the logs (or in the split): check the token")
         window = by_token[token]
-        return build_scoring_scene(window, load_map(maps_root, window.map_name))
+        return build(window, load_map(maps_root, window.map_name))
 
     return find
 
@@ -67,19 +72,27 @@ def _windows(config: DictConfig, tokens: list[str]) -> tuple[list[SceneWindow], 
             original_sensor_path=".",  # no images are read
             maps_root=config.maps_root,
             splits_path=config.splits_path,
+            synthetic_scenes_path=config.synthetic_scenes_path,
+            synthetic_sensor_path=".",
         )
         scenes = load_split_scenes(keys, show_progress=config.progress)
         if scenes.maps_root is None:
             raise DataError(
                 "no map folder is known: set maps_root, dataset_root or the variable NUPLAN_MAPS_ROOT"
             )
-        return list(scenes.windows), scenes.maps_root
+        return [*scenes.windows, *scenes.second_stage], scenes.maps_root
     if config.navsim_log_path is None or config.maps_root is None:
         raise DataError(
             "scenes are needed to score against: give metric_cache_path (a scene cache), or train_test_split"
             " with a dataset, or navsim_log_path and maps_root"
         )
-    scene_filter = SceneFilter(frame_interval=1, has_route=False, tokens=tuple(dict.fromkeys(tokens)))
+    num_future = NUM_OBSERVATION_FRAMES if config.benchmark.name == "navsim_v1" else NUM_OBSERVATION_FRAMES_V2
+    scene_filter = SceneFilter(
+        num_future_frames=num_future - 1,
+        frame_interval=1,
+        has_route=False,
+        tokens=tuple(dict.fromkeys(tokens)),
+    )
     with warnings.catch_warnings():  # a token without a scene becomes the error of its rows
         warnings.simplefilter("ignore", SceneDataWarning)
         windows = load_scenes(
@@ -88,15 +101,24 @@ def _windows(config: DictConfig, tokens: list[str]) -> tuple[list[SceneWindow], 
     return windows, Path(config.maps_root)
 
 
+def scoring_rules(config: DictConfig) -> ScoringRules:
+    """Rules of the benchmark; two stages are always reactive, as in NAVSIM."""
+    human_filter = str(config.human_penalty_filter).lower()
+    if config.traffic not in TRAFFIC or human_filter not in HUMAN_FILTERS:
+        raise DataError(
+            f"traffic must be one of {TRAFFIC} and human_penalty_filter one of {HUMAN_FILTERS}, got "
+            f"{config.traffic!r} and {human_filter!r}"
+        )
+    traffic = "reactive" if config.benchmark.name == TWO_STAGE else config.traffic
+    return ScoringRules(BENCHMARKS[config.benchmark.name], traffic, human_filter)  # type: ignore[arg-type]
+
+
 def score(config: DictConfig) -> pd.DataFrame:
     """Trajectories in, scores out."""
-    if config.benchmark.name != RULES:
-        raise DataError(
-            f"trajectories are scored under the benchmark '{RULES}', got '{config.benchmark.name}'"
-        )
+    rules = scoring_rules(config)
     trajectories = read_trajectories(Path(config.trajectories))
     find_scene = scene_lookup(config, list(trajectories["token"]))
-    scores = score_trajectories(trajectories, find_scene, show_progress=config.progress)
+    scores = score_trajectories(trajectories, find_scene, show_progress=config.progress, rules=rules)
     write_scores(scores, Path(config.output))
     return scores
 
@@ -108,7 +130,7 @@ def print_summary(scores: pd.DataFrame, output: str) -> None:
     if not failed.all():
         print(
             "  mean  "
-            + "  ".join(f"{name} {scores.loc[~failed, name].mean():.4f}" for name in METRIC_COLUMNS)
+            + "  ".join(f"{name} {scores.loc[~failed, name].mean():.4f}" for name in scores.columns[3:])
         )
     for reason, count in scores.loc[failed, "error"].value_counts().head(5).items():
         print(f"  {count} x {reason}")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.types import ScoringScene
 
 
@@ -47,3 +48,21 @@ class BatchPlanner(Protocol):
     def plan(self, cases: Sequence[PlanningCase]) -> NDArray[np.float64]:
         """(B, 8, 3) poses at 0.5 ... 4.0 s in the ego frame of now: x, y [m], heading [rad]."""
         ...
+
+
+class NoPlanner:
+    """Stands where nothing is planned, because the trajectories come from a file."""
+
+    needs_image = False
+    needs_scoring_scene = False
+
+    def name(self) -> str:
+        """Name for tables and reports."""
+        return "none"
+
+    def initialize(self) -> None:
+        """Has nothing to load."""
+
+    def plan(self, cases: Sequence[PlanningCase]) -> NDArray[np.float64]:
+        """Always raises DataError."""
+        raise DataError("agent=none plans nothing: give predictions=FILE, or an agent")

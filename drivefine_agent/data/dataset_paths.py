@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drivefine_agent.errors import DataError
+
+SECOND_STAGE_FOLDER = "navhard_two_stage"
+"""NAVSIM's default folder of the second stage; the warm-up set lies in warmup_two_stage."""
+SCENES_FOLDER = "synthetic_scene_pickles"
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,18 @@ class DatasetPaths:
     """Holds `<map name>/<version>/map.gpkg`; nuplan-devkit's NUPLAN_MAPS_ROOT."""
     splits: Path
     """Holds `train_test_split/<name>.yaml`; where a dataset brings its own splits."""
+    synthetic_scenes_path: Path
+    """Second stage (NAVSIM 2): holds `<scene token>.pkl`."""
+    synthetic_sensor_path: Path
+    """Second stage: the root of every `CameraRecord.data_path` of its samples."""
 
     @classmethod
-    def from_root(cls, root: str | Path) -> DatasetPaths:
+    def from_root(cls, root: str | Path, second_stage: str = SECOND_STAGE_FOLDER) -> DatasetPaths:
         """The tree of a dataset: navsim_logs, sensor_blobs, maps and splits below one folder.
+
+        Args:
+          root: the folder.
+          second_stage: folder of the second stage in it; needs not exist.
 
         Raises:
           DataError: if there is no such folder.
@@ -35,7 +47,14 @@ class DatasetPaths:
             raise DataError(
                 f"no dataset folder at {root}: make one with tools/make_world.py, or give the right path"
             )
-        return cls(root / "navsim_logs", root / "sensor_blobs", root / "maps", root / "splits")
+        return cls(
+            navsim_log_path=root / "navsim_logs",
+            original_sensor_path=root / "sensor_blobs",
+            maps_root=root / "maps",
+            splits=root / "splits",
+            synthetic_scenes_path=root / second_stage / SCENES_FOLDER,
+            synthetic_sensor_path=root / second_stage / "sensor_blobs",
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> DatasetPaths:
@@ -57,7 +76,7 @@ class DatasetPaths:
             return paths
         if not Path(maps_root).is_dir():
             raise DataError(f"NUPLAN_MAPS_ROOT names no folder: {maps_root}")
-        return cls(paths.navsim_log_path, paths.original_sensor_path, Path(maps_root), paths.splits)
+        return replace(paths, maps_root=Path(maps_root))
 
     def logs(self, data_split: str) -> Path:
         """Folder of the logs of a split."""

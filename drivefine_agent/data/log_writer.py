@@ -7,7 +7,6 @@ are zero.
 from __future__ import annotations
 
 import pickle
-import pickletools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ from numpy.typing import NDArray
 
 from drivefine_agent.constants import CAMERA_NAMES, MAP_VERSIONS
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.pickle_names import PROTOCOL, with_numpy_1_names
 from drivefine_agent.data.types import Annotations, CameraRecord, Frame
 from drivefine_agent.errors import DataError
-
-# The last protocol without frames: names of modules can be exchanged in it without moving length fields.
-_PROTOCOL = 3
 
 _PLACEHOLDER_CAMERA = CameraRecord(
     data_path="",
@@ -49,29 +46,8 @@ def write_log(path: str | Path, frames: Sequence[Frame], vehicle_name: str = "dr
     path = Path(path)
     _check(frames, path)
     records = _Records(vehicle_name)
-    content = pickle.dumps(
-        [records.record(frames, index) for index in range(len(frames))], protocol=_PROTOCOL
-    )
+    content = pickle.dumps([records.record(frames, index) for index in range(len(frames))], protocol=PROTOCOL)
     write_bytes(path, with_numpy_1_names(content))
-
-
-def with_numpy_1_names(pickled: bytes) -> bytes:
-    """A pickle of protocol 3 in which `numpy._core` (numpy 2) is called `numpy.core`, as numpy 1.x has it.
-
-    Numpy 2 reads the old names too. Only names are touched: the positions come from the parsed opcodes, so
-    data that happens to look like a name stays as it is.
-    """
-    pieces: list[bytes] = []
-    last = 0
-    for opcode, argument, position in pickletools.genops(pickled):
-        if opcode.name != "GLOBAL" or not str(argument).startswith("numpy._core."):
-            continue
-        assert position is not None
-        module, name = str(argument).split(" ")
-        old = f"c{module}\n{name}\n".encode()
-        pieces += [pickled[last:position], old.replace(b"numpy._core.", b"numpy.core.", 1)]
-        last = position + len(old)
-    return b"".join([*pieces, pickled[last:]])
 
 
 class _Records:

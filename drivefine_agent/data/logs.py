@@ -7,11 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from drivefine_agent.constants import CAMERA_NAMES, DRIVING_COMMANDS, MAP_VERSIONS
+from drivefine_agent.constants import CAMERA_NAMES, MAP_VERSIONS
+from drivefine_agent.data.record_fields import (
+    AnnotationKeys,
+    annotations_of,
+    camera,
+    driving_command,
+    floats,
+    integer,
+    text,
+    texts,
+    traffic_lights,
+)
 from drivefine_agent.data.safe_pickle import load_pickle
-from drivefine_agent.data.types import Annotations, CameraRecord, FloatArray, Frame
+from drivefine_agent.data.types import CameraRecord, FloatArray, Frame
 from drivefine_agent.errors import DataError
 
 _REQUIRED_KEYS = (
@@ -28,13 +39,8 @@ _REQUIRED_KEYS = (
     "traffic_lights",
     "cams",
 )
-_ANNOTATION_KEYS = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
-_CAMERA_KEYS = (
-    "data_path",
-    "sensor2lidar_rotation",
-    "sensor2lidar_translation",
-    "cam_intrinsic",
-    "distortion",
+_ANNOTATION_KEYS = AnnotationKeys(
+    "anns", ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
 )
 
 # pyquaternion takes a quaternion as it is when its squared norm is this close to 1.
@@ -100,60 +106,43 @@ def _frame_from_record(
             f"a log frame needs the keys {missing}, which are missing in {where}; is this a NAVSIM log?"
         )
 
-    log_name = _text(record, "log_name", where)
+    log_name = text(record, "log_name", where)
     if log_name != path.stem:
         raise DataError(
             f"'log_name' must equal the file's name without '.pkl', got {log_name!r} in {where}: "
             "rename the file"
         )
-    map_name = _text(record, "map_location", where)
+    map_name = text(record, "map_location", where)
     if map_name not in MAP_VERSIONS:
         raise DataError(f"'map_location' must be one of {sorted(MAP_VERSIONS)}, got {map_name!r} in {where}")
 
-    translation = _floats(record, "ego2global_translation", (3,), where)
-    rotation = _floats(record, "ego2global_rotation", (4,), where)
+    translation = floats(record, "ego2global_translation", (3,), where)
+    rotation = floats(record, "ego2global_rotation", (4,), where)
     if not 0.5 < float(np.linalg.norm(rotation)) < 2.0:
         raise DataError(
             f"'ego2global_rotation' must be a unit quaternion, got {rotation.tolist()} in {where}"
         )
     # NAVSIM keeps the dynamic state as float32; the scorer then computes with these values in float64.
-    dynamics = _floats(record, "ego_dynamic_state", (4,), where).astype(np.float32).astype(np.float64)
+    dynamics = floats(record, "ego_dynamic_state", (4,), where).astype(np.float32).astype(np.float64)
     lidar_path = record.get("lidar_path")
 
     return Frame(
-        token=_text(record, "token", where),
-        timestamp_us=_integer(record["timestamp"], "timestamp", where),
+        token=text(record, "token", where),
+        timestamp_us=integer(record["timestamp"], "timestamp", where),
         ego_pose=np.array([translation[0], translation[1], navsim_heading(rotation)]),
         ego_velocity=dynamics[:2],
         ego_acceleration=dynamics[2:],
-        driving_command=_driving_command(record, where),
-        roadblock_ids=_texts(record["roadblock_ids"], "roadblock_ids", where),
-        traffic_lights=_traffic_lights(record, where),
-        annotations=_annotations(record["anns"], where) if record.get("anns") is not None else None,
+        driving_command=driving_command(record, where),
+        roadblock_ids=texts(record["roadblock_ids"], "roadblock_ids", where),
+        traffic_lights=traffic_lights(record, where),
+        annotations=annotations_of(record["anns"], _ANNOTATION_KEYS, where)
+        if record.get("anns") is not None
+        else None,
         cameras=_cameras(record, where, calibrations),
         lidar_path=None if lidar_path is None else str(lidar_path),
         log_name=log_name,
         map_name=map_name,
-        scene_token=_text(record, "scene_token", where),
-    )
-
-
-def _annotations(record: Any, where: str) -> Annotations:
-    if not isinstance(record, dict):
-        raise DataError(f"'anns' must be a dict, got {type(record).__name__} in {where}")
-    missing = [key for key in _ANNOTATION_KEYS if key not in record]
-    if missing:
-        raise DataError(f"'anns' needs the keys {missing}, which are missing in {where}")
-    lengths = {key: len(record[key]) for key in _ANNOTATION_KEYS}
-    if len(set(lengths.values())) != 1:
-        raise DataError(f"the entries of 'anns' must have equal lengths, got {lengths} in {where}")
-    count = lengths["gt_names"]
-    return Annotations(
-        boxes=_floats(record, "gt_boxes", (count, 7), where),
-        names=_texts(record["gt_names"], "gt_names", where),
-        velocity_3d=_floats(record, "gt_velocity_3d", (count, 3), where, finite=False),
-        instance_tokens=_texts(record["instance_tokens"], "instance_tokens", where),
-        track_tokens=_texts(record["track_tokens"], "track_tokens", where),
+        scene_token=text(record, "scene_token", where),
     )
 
 
@@ -166,52 +155,7 @@ def _cameras(
     missing = [name for name in CAMERA_NAMES if name not in cams]
     if missing:
         raise DataError(f"'cams' must hold all eight cameras, {missing} are missing in {where}")
-    return {name: _camera(cams[name], f"camera {name} of {where}", calibrations) for name in CAMERA_NAMES}
-
-
-def _camera(record: Any, where: str, calibrations: dict[bytes, FloatArray]) -> CameraRecord:
-    """One camera. Calibrations repeat in every frame of a log; equal arrays are kept once, read-only."""
-    if not isinstance(record, dict):
-        raise DataError(f"a camera must be a dict, got {type(record).__name__}: {where}")
-    missing = [key for key in _CAMERA_KEYS if key not in record]
-    if missing:
-        raise DataError(f"a camera needs the keys {missing}, which are missing: {where}")
-
-    def calibration(key: str, shape: tuple[int, ...]) -> FloatArray:
-        array = _floats(record, key, shape, where)
-        array.setflags(write=False)
-        return calibrations.setdefault(array.tobytes() + bytes(shape), array)
-
-    return CameraRecord(
-        data_path=_text(record, "data_path", where),
-        sensor2lidar_rotation=calibration("sensor2lidar_rotation", (3, 3)),
-        sensor2lidar_translation=calibration("sensor2lidar_translation", (3,)),
-        intrinsics=calibration("cam_intrinsic", (3, 3)),
-        distortion=calibration("distortion", (5,)),
-    )
-
-
-def _driving_command(record: Mapping[str, Any], where: str) -> NDArray[np.int64]:
-    command = _floats(record, "driving_command", (len(DRIVING_COMMANDS),), where).astype(np.int64)
-    if sorted(command.tolist()) != [0, 0, 0, 1]:
-        raise DataError(
-            f"'driving_command' must be one-hot over {DRIVING_COMMANDS}, got {command.tolist()} in {where}"
-        )
-    return command
-
-
-def _traffic_lights(record: Mapping[str, Any], where: str) -> tuple[tuple[int, bool], ...]:
-    lights = record["traffic_lights"]
-    if not isinstance(lights, list | tuple):
-        raise DataError(
-            f"'traffic_lights' must be a list of (id, is_red), got {type(lights).__name__} in {where}"
-        )
-    pairs = []
-    for light in lights:
-        if not isinstance(light, list | tuple) or len(light) != 2:
-            raise DataError(f"an entry of 'traffic_lights' must be (id, is_red), got {light!r} in {where}")
-        pairs.append((_integer(light[0], "traffic_lights", where), bool(light[1])))
-    return tuple(pairs)
+    return {name: camera(cams[name], f"camera {name} of {where}", calibrations) for name in CAMERA_NAMES}
 
 
 def _check_order(frames: Sequence[Frame], path: Path) -> None:
@@ -228,46 +172,3 @@ def _check_order(frames: Sequence[Frame], path: Path) -> None:
                 f"time stamps must increase strictly, got {frames[index - 1].timestamp_us} then "
                 f"{frame.timestamp_us} us in the frames {index - 1} and {index} of {path}"
             )
-
-
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
-    value = record[key]
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{key!r} must be a text, got {value!r} in {where}")
-    return str(value)
-
-
-def _texts(values: Any, key: str, where: str) -> tuple[str, ...]:
-    if isinstance(values, np.ndarray):
-        values = values.tolist()
-    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        raise DataError(f"{key!r} must be a list of texts, got {values!r:.80} in {where}")
-    return tuple(str(value) for value in values)
-
-
-def _integer(value: Any, key: str, where: str) -> int:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer | str):
-        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}")
-    try:
-        return int(value)
-    except ValueError as error:
-        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}") from error
-
-
-def _floats(
-    record: Mapping[str, Any], key: str, shape: tuple[int, ...], where: str, finite: bool = True
-) -> FloatArray:
-    """A float64 copy of `record[key]`, checked for its shape."""
-    try:
-        array = np.array(record[key], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{key!r} must be numbers of shape {shape}, got {record[key]!r:.80} in {where}"
-        ) from error
-    if array.size == 0 and 0 in shape:
-        array = array.reshape(shape)
-    if array.shape != shape:
-        raise DataError(f"{key!r} must have shape {shape}, got {array.shape} in {where}")
-    if finite and not np.isfinite(array).all():
-        raise DataError(f"{key!r} must be finite, got {array.ravel()[:8].tolist()} in {where}")
-    return array

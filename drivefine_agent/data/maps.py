@@ -167,6 +167,9 @@ class Map:
         self.stop_lines = _areas(tables, Layer.STOP_LINES, path)
         self._ids = {layer: tables[table].ids for layer, table in _TABLES.items()}
         self._geometries = {layer: tables[table].geometries for layer, table in _TABLES.items()}
+        areas = tables[_CONNECTOR_POLYGONS]
+        self._connector_area_ids = tuple(_ids(areas, "lane_connector_fid", path))
+        self._connector_areas = areas.geometries
 
     def lane(self, lane_id: str) -> LaneRecord:
         """The lane of this id, else the lane connector. Raises DataError if there is neither."""
@@ -204,6 +207,22 @@ class Map:
             found[square].append(self._ids[layer][index])
         return found
 
+    def containing(self, layer: Layer | str, xy: ArrayLike) -> list[list[str]]:
+        """Per point (n, 2), ids of the polygons that contain it (a boundary point is outside), in file order.
+
+        A lane connector counts by its polygon, in the file order of those polygons.
+        """
+        layer = Layer(layer)
+        ids: tuple[str | None, ...] = self._ids[layer]
+        tree = self._tree(layer)
+        if layer == Layer.LANE_CONNECTORS:
+            ids, tree = self._connector_area_ids, self._connector_area_tree
+        points = shapely.points(np.asarray(xy, dtype=np.float64).reshape(-1, 2))
+        found: list[list[str]] = [[] for _ in points]
+        for point, index in sorted(tree.query(points, predicate="within").T.tolist()):
+            found[point].append(str(ids[index]))
+        return found
+
     def nearest(self, layer: Layer | str, xy: ArrayLike) -> tuple[str, float] | None:
         """Id and distance [m] of the object nearest to a point, first in file order on ties; None if none."""
         layer = Layer(layer)
@@ -213,6 +232,10 @@ class Map:
         distances = shapely.distance(self._geometries[layer], shapely.Point(x, y))
         index = int(np.argmin(distances))
         return self._ids[layer][index], float(distances[index])
+
+    @functools.cached_property
+    def _connector_area_tree(self) -> shapely.STRtree:
+        return shapely.STRtree(self._connector_areas)
 
     @functools.cached_property
     def _trees(self) -> dict[Layer, shapely.STRtree]:

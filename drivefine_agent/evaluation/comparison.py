@@ -22,6 +22,19 @@ SHORT_NAMES = {
     "score": "PDMS",
 }
 """The papers' abbreviations, in the order in which tables list them."""
+SHORT_NAMES_V2 = {
+    "no_at_fault_collisions": "NC",
+    "drivable_area_compliance": "DAC",
+    "driving_direction_compliance": "DDC",
+    "traffic_light_compliance": "TLC",
+    "ego_progress": "EP",
+    "time_to_collision_within_bound": "TTC",
+    "lane_keeping": "LK",
+    "history_comfort": "HC",
+    "two_frame_extended_comfort": "EC",
+    "score": "EPDMS",
+}
+"""The same for NAVSIM 2."""
 
 
 @dataclass(frozen=True)

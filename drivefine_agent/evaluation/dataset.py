@@ -9,7 +9,8 @@ from pathlib import Path
 
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.data.scenes import load_scenes
-from drivefine_agent.data.splits import load_split
+from drivefine_agent.data.second_stage import load_second_stage
+from drivefine_agent.data.splits import StageGroup, load_split
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 
@@ -35,6 +36,10 @@ class DatasetKeys:
     """Folder with `<map name>/<version>/map.gpkg`."""
     splits_path: str | None = None
     """Folder with `train_test_split/<name>.yaml`."""
+    synthetic_scenes_path: str | None = None
+    """Second stage: folder with `<scene token>.pkl`, as in NAVSIM's configuration."""
+    synthetic_sensor_path: str | None = None
+    """Second stage: its sensor blobs, as in NAVSIM's configuration."""
     max_scenes: int | None = None
     """Only the first ones."""
 
@@ -52,6 +57,11 @@ class SplitScenes:
     sensor_path: Path
     maps_root: Path | None
     """None if no map folder is known; then every scene must be in a scene cache."""
+    second_stage: tuple[SceneWindow, ...] = ()
+    """Of splits with two stages."""
+    synthetic_sensor_path: Path | None = None
+    groups: tuple[StageGroup, ...] = ()
+    """Which samples belong together, of splits with two stages."""
 
 
 def load_split_scenes(
@@ -84,7 +94,38 @@ def load_split_scenes(
     elif paths is not None and paths.maps_root.is_dir():
         maps_root = paths.maps_root
     windows = load_scenes(log_path, split.scene_filter, show_progress=show_progress)
-    return SplitScenes(split.name, tuple(windows[: keys.max_scenes]), sensor_path, maps_root)
+    windows = windows[: keys.max_scenes]
+    if not split.scene_filter.include_synthetic_scenes:
+        return SplitScenes(split.name, tuple(windows), sensor_path, maps_root)
+    groups = split.reactive_all_mapping or ()
+    tokens = None
+    if keys.max_scenes is not None:  # only groups that are there as a whole
+        loaded = {window.token for window in windows}
+        groups = tuple(group for group in groups if {group.token, group.previous_token} <= loaded)
+        first = {token for group in groups for token in (group.token, group.previous_token)}
+        windows = [window for window in windows if window.token in first]
+        tokens = [token for group in groups for pair in group.pairs for token in pair]
+    second_stage = load_second_stage(
+        _second_stage_folder(keys, paths, "synthetic_scenes_path"),
+        split.scene_filter,
+        windows,
+        tokens=tokens,
+        show_progress=show_progress,
+    )
+    return SplitScenes(
+        split.name,
+        tuple(windows),
+        sensor_path,
+        maps_root,
+        tuple(second_stage),
+        _second_stage_folder(keys, paths, "synthetic_sensor_path"),
+        groups,
+    )
+
+
+def _second_stage_folder(keys: DatasetKeys, paths: DatasetPaths | None, key: str) -> Path:
+    given = getattr(keys, key)
+    return Path(given) if given is not None else Path(getattr(_required(paths, key), key))
 
 
 def _dataset_paths(keys: DatasetKeys, environment: Mapping[str, str]) -> DatasetPaths | None:

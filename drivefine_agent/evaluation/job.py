@@ -1,4 +1,9 @@
-"""One evaluation from split to files: what tools/evaluate.py does once its configuration is read."""
+"""One evaluation from split to files: what tools/evaluate.py does once its configuration is read.
+
+First all scenes are planned, in batches, then the plans are scored, in worker processes. Both passes keep
+what they have in a log and go on where they were. `make_plans` alone serves submissions, `score_plans` files
+of predictions.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +38,30 @@ from drivefine_agent.evaluation.outcomes import (
     stage_table,
 )
 from drivefine_agent.evaluation.results_csv import METRICS_V1, write_csv
-from drivefine_agent.evaluation.run import Evaluator, ImageReader, SceneSource, evaluate, failures
-from drivefine_agent.scoring.cache import SceneCache
+from drivefine_agent.evaluation.run import Driver, ImageReader, SceneSource, drive, failures
+from drivefine_agent.evaluation.score import ScoringJob, is_outcome_of, score_windows
+from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
+from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, TRAFFIC, HumanFilter, Traffic
 
 LOGGER = logging.getLogger(__name__)
+
+TWO_STAGE = "navhard_two_stage"
+BENCHMARKS = {"navsim_v1": RULES_V1, "navsim_v2": RULES_V2, TWO_STAGE: RULES_V2}
+"""Rules of the scoring scenes, by benchmark."""
+RULE_SETS = {
+    RULES_V1: "PDMS of NAVSIM 1.1 (tag v1.1)",
+    RULES_V2: "EPDMS of NAVSIM 2.2 (tag v2.2 of 2025-09-29)",
+}
 
 RESULTS_NAME = "results.csv"
 BEFORE_NAME = "results_before_refinement.csv"
 PREDICTIONS_NAME = "predictions.parquet"
 FAILURES_NAME = "failures.jsonl"
 SUMMARY_NAME = "summary.json"
+
+_STAMPED = ("drivefine", "numpy", "shapely", "numba", "torch")
+
+_STAMPED = ("drivefine", "numpy", "shapely", "numba", "torch")
 
 FRONT_CAMERA = "CAM_F0"
 BLANK_GREY = 128  # of the image that takes the camera's place when `blank_image` is set
@@ -52,7 +72,7 @@ class EvaluationSettings:
     """What is evaluated, apart from the planner."""
 
     benchmark: str
-    """Name of the rules, for the files: `navsim_v1`."""
+    """Rules: `navsim_v1`, `navsim_v2` (one stage) or `navhard_two_stage`."""
     sensor_path: Path
     """Sensor blobs of the split, the root of every `CameraRecord.data_path`."""
     output_dir: Path
@@ -60,8 +80,16 @@ class EvaluationSettings:
     """Where scenes that the cache lacks find their map."""
     scene_cache_path: Path | None = None
     """Scene cache (tools/build_scene_cache.py); None builds every scene on the fly."""
+    synthetic_sensor_path: Path | None = None
+    """Sensor blobs of the second stage."""
+    traffic: Traffic = "non_reactive"
+    """NAVSIM 2, one stage: whether the others react. Two stages are always reactive, as in NAVSIM."""
+    human_penalty_filter: HumanFilter = "true"
+    """NAVSIM 2: the rule that `results.csv` follows; the summary gives the others as well."""
     batch_size: int = 16
     """Scenes planned at once."""
+    num_workers: int | None = None
+    """Scoring processes; None: as many as cores where there are enough scenes."""
     blank_image: bool = False
     """Give the planner a grey image: what it scores then, it scores without looking."""
     resume: bool = True
@@ -71,6 +99,31 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1 or null, got {self.num_workers}")
+        if self.benchmark not in BENCHMARKS:
+            raise ValueError(f"benchmark must be one of {list(BENCHMARKS)}, got {self.benchmark!r}")
+        if self.human_penalty_filter not in HUMAN_FILTERS:
+            raise ValueError(
+                f"human_penalty_filter must be one of {HUMAN_FILTERS}, got {self.human_penalty_filter!r}"
+            )
+        if self.traffic not in TRAFFIC:
+            raise ValueError(f"traffic must be one of {TRAFFIC}, got {self.traffic!r}")
+
+    @property
+    def rules(self) -> str:
+        """Rules of the scoring scenes: `navsim_v1` or `navsim_v2`."""
+        return BENCHMARKS[self.benchmark]
+
+    def scoring_job(self, rules: str | None = None) -> ScoringJob:
+        """How plans are scored; by other rules than the benchmark's, scenes are built on the fly."""
+        is_own = rules is None or rules == self.rules
+        return ScoringJob(
+            rules=self.rules if rules is None else rules,
+            traffic="reactive" if self.benchmark == TWO_STAGE else self.traffic,
+            scene_cache_path=self.scene_cache_path if is_own else None,
+            maps_root=self.maps_root,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +139,8 @@ class EvaluationFiles:
     """Results of the trajectories before refinement, of planners that refine."""
     failures: Path | None = None
     """Token, trajectory id and reason per line; None if nothing failed."""
+    scores: Path | None = None
+    """NAVSIM 2: averages under all rules, side by side."""
 
 
 def image_reader(settings: EvaluationSettings) -> ImageReader:
@@ -98,7 +153,12 @@ def image_reader(settings: EvaluationSettings) -> ImageReader:
             )
         if settings.blank_image:
             return np.full((IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3), BLANK_GREY, dtype=np.uint8)
-        return read_image(settings.sensor_path, window.current.cameras[FRONT_CAMERA].data_path)
+        folder = settings.sensor_path
+        if window.second_stage is not None:
+            if settings.synthetic_sensor_path is None:
+                raise DataError("second-stage images need a folder: set synthetic_sensor_path")
+            folder = settings.synthetic_sensor_path
+        return read_image(folder, window.current.cameras[FRONT_CAMERA].data_path)
 
     return read
 
@@ -113,15 +173,26 @@ def identify(
       agent: the agent's configuration; files and folders named in it are identified by size and time.
       windows: the scenes; their log files are identified likewise.
     """
-    named = [Path(value) for value in _texts(agent) if _is_existing(value)]
-    logs = sorted({window.log_path for window in windows if window.log_path is not None})
     prepared = [path for path in (settings.scene_cache_path, settings.maps_root) if path is not None]
     return {
         "benchmark": settings.benchmark,
-        "agent": dict(agent),
-        "files": file_identities([*named, *logs, *prepared]),
-        "sensor_path": str(settings.sensor_path),
+        "traffic": settings.scoring_job().traffic,
+        **_identify_plans(settings, agent, windows),
+        "prepared": file_identities(prepared),
         "maps_root": str(settings.maps_root),
+    }
+
+
+def _identify_plans(
+    settings: EvaluationSettings, agent: Mapping[str, Any], windows: Sequence[SceneWindow]
+) -> dict[str, Any]:
+    """What plans depend on, of planners that see no scoring scene."""
+    named = [Path(value) for value in _texts(agent) if _is_existing(value)]
+    logs = sorted({window.log_path for window in windows if window.log_path is not None})
+    return {
+        "agent": dict(agent),
+        "files": file_identities([*named, *logs]),
+        "sensor_path": str(settings.sensor_path),
         "blank_image": settings.blank_image,
     }
 
@@ -139,62 +210,95 @@ def _is_existing(text: str) -> bool:
     return 0 < len(text) < 4096 and "\0" not in text and Path(text).exists()
 
 
-def run_evaluation(
+def make_plans(
     planner: BatchPlanner,
     windows: Sequence[SceneWindow],
     settings: EvaluationSettings,
     agent: Mapping[str, Any],
-) -> EvaluationFiles:
-    """Evaluate a planner on scenes and write the results.
+) -> dict[str, SceneOutcome]:
+    """The first pass: trajectories of all scenes by token, as outcomes without scores.
 
     Args:
-      planner: answers batches of scenes; initialized here.
+      planner: answers batches of scenes; initialized here, if there is anything left to plan.
       windows: the scenes.
       settings: of the evaluation.
-      agent: the planner's configuration, for the files and for recognising an earlier run.
+      agent: the planner's configuration, for recognising an earlier run.
 
     Raises:
       DataError: no scenes, a scene cache or checkpoint that cannot be read.
     """
     if not windows:
         raise DataError("an evaluation needs at least one scene, the split gave none")
-    cache = SceneCache(settings.scene_cache_path) if settings.scene_cache_path is not None else None
-    identity = identify(settings, agent, windows)
-    log = OutcomeLog(settings.output_dir / "outcomes", configuration_hash(identity))
+    identity = _identify_plans(settings, agent, windows)
+    if planner.needs_scoring_scene:
+        identity = identify(settings, agent, windows)
+    log = OutcomeLog(settings.output_dir / "outcomes", configuration_hash(identity), "plans")
     done = dict(log.outcomes) if settings.resume else {}
-    num_resumed = sum(1 for window in windows if window.token in done and done[window.token].is_valid)
+    if any(window.token not in done or not done[window.token].is_valid for window in windows):
+        planner.initialize()
+    source = settings.scoring_job().source() if planner.needs_scoring_scene else SceneSource(None, None)
+    driver = Driver(planner, source, image_reader(settings))
+    with _bar(settings, len(windows), f"{planner.name()}: planning") as bar:
+        return drive(driver, windows, done, log.append, settings.batch_size, bar.update)
+
+
+def score_plans(
+    plans: Mapping[str, SceneOutcome],
+    windows: Sequence[SceneWindow],
+    settings: EvaluationSettings,
+    identity: Mapping[str, Any],
+    rules: str | None = None,
+) -> tuple[list[SceneOutcome], dict[str, Any]]:
+    """The second pass: outcomes of all scenes in order, and counts for the summary.
+
+    Args:
+      plans: of `make_plans`, or read from a file (`outcomes.plans_of`).
+      windows: the scenes.
+      settings: of the evaluation.
+      identity: of `identify`, for recognising an earlier run.
+      rules: other rules than those of the benchmark.
+
+    Raises:
+      DataError: a scene cache that cannot be read, or a worker process that died.
+    """
+    job = settings.scoring_job(rules)
+    log = OutcomeLog(settings.output_dir / "outcomes", configuration_hash({**identity, "rules": job.rules}))
+    done = dict(log.outcomes) if settings.resume else {}
+    num_resumed = sum(1 for window in windows if is_outcome_of(done, plans, window.token))
     if num_resumed:
         LOGGER.info("%d of %d scenes are taken over from %s", num_resumed, len(windows), log.path)
-    scenes = SceneSource(cache, settings.maps_root)
     started = time.perf_counter()
-    if num_resumed < len(windows):
-        planner.initialize()
-    is_quiet = not settings.show_progress
-    with tqdm(total=len(windows), unit="scene", desc=planner.name(), disable=is_quiet) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        outcomes = evaluate(
-            Evaluator(planner, scenes, image_reader(settings)),
-            windows,
-            done,
-            keep=log.append,
-            batch_size=settings.batch_size,
-            on_progress=advance,
+    with _bar(settings, len(windows), f"scoring by {job.rules}") as bar:
+        outcomes, counted = score_windows(
+            job, windows, plans, done, log.append, settings.num_workers, bar.update
         )
-    seconds = time.perf_counter() - started
-    LOGGER.info("scoring scenes: %d from the scene cache, %d built now", scenes.num_cached, scenes.num_built)
-    if cache is not None and scenes.num_built:
-        LOGGER.warning("%d scenes are not in the scene cache %s", scenes.num_built, settings.scene_cache_path)
-    counts = {
+    LOGGER.info("scoring scenes: %d from the scene cache, %d built", counted.num_cached, counted.num_built)
+    if job.scene_cache_path is not None and counted.num_built:
+        LOGGER.warning("%d scenes are not in the scene cache %s", counted.num_built, job.scene_cache_path)
+    return outcomes, {
         "num_scenes": len(windows),
         "num_taken_over": num_resumed,
-        "num_scenes_from_cache": scenes.num_cached,
-        "num_scenes_built": scenes.num_built,
-        "seconds": round(seconds, 3),
+        "num_scenes_from_cache": counted.num_cached,
+        "num_scenes_built": counted.num_built,
+        "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def run_evaluation(
+    planner: BatchPlanner,
+    windows: Sequence[SceneWindow],
+    settings: EvaluationSettings,
+    agent: Mapping[str, Any],
+) -> EvaluationFiles:
+    """Evaluate a planner by NAVSIM 1.1's rules and write the results; arguments as in `make_plans`."""
+    plans = make_plans(planner, windows, settings, agent)
+    identity = identify(settings, agent, windows)
+    outcomes, counts = score_plans(plans, windows, settings, identity)
     return write_evaluation(outcomes, planner.name(), settings, identity, counts)
+
+
+def _bar(settings: EvaluationSettings, total: int, text: str) -> tqdm:
+    return tqdm(total=total, unit="scene", desc=text, disable=not settings.show_progress)
 
 
 def write_evaluation(
@@ -213,17 +317,12 @@ def write_evaluation(
         write_csv(folder / BEFORE_NAME, stage_table(outcomes, GENERATED))
     else:
         (folder / BEFORE_NAME).unlink(missing_ok=True)
-    predictions = folder / PREDICTIONS_NAME
-    write_bytes(predictions, predictions_table(outcomes).to_parquet(index=False))
-    failed = failures(outcomes)
-    if failed:
-        write_bytes(folder / FAILURES_NAME, "".join(json.dumps(row) + "\n" for row in failed).encode())
-        LOGGER.warning("%d trajectories failed, for example: %s", len(failed), failed[0])
-    else:
-        (folder / FAILURES_NAME).unlink(missing_ok=True)
+    predictions = write_predictions(outcomes, settings)
+    failed = write_failures(outcomes, settings)
     means = {name: None if np.isnan(mean := table[name].mean()) else float(mean) for name in METRICS_V1}
     summary = {
         "agent_name": agent_name,
+        **stamp(settings),
         "num_valid": int(table["valid"].sum()),
         **counts,
         "means": means,
@@ -237,5 +336,36 @@ def write_evaluation(
         summary=folder / SUMMARY_NAME,
         table=table,
         before_refinement=folder / BEFORE_NAME if has_before else None,
-        failures=folder / FAILURES_NAME if failed else None,
+        failures=failed,
     )
+
+
+def write_predictions(outcomes: Sequence[SceneOutcome], settings: EvaluationSettings) -> Path:
+    """Write the trajectories (`predictions.parquet`)."""
+    path = settings.output_dir / PREDICTIONS_NAME
+    write_bytes(path, predictions_table(outcomes).to_parquet(index=False))
+    return path
+
+
+def write_failures(outcomes: Sequence[SceneOutcome], settings: EvaluationSettings) -> Path | None:
+    """Write what failed, a line each; None, and no file, if nothing did."""
+    path = settings.output_dir / FAILURES_NAME
+    failed = failures(outcomes)
+    if not failed:
+        path.unlink(missing_ok=True)
+        return None
+    write_bytes(path, "".join(json.dumps(row) + "\n" for row in failed).encode())
+    LOGGER.warning("%d trajectories failed, for example: %s", len(failed), failed[0])
+    return path
+
+
+def stamp(settings: EvaluationSettings) -> dict[str, Any]:
+    """By which rules and with which versions numbers were made."""
+    is_v2 = settings.rules == RULES_V2
+    return {
+        "benchmark": settings.benchmark,
+        "rule_set": RULE_SETS[settings.rules],
+        "traffic": settings.scoring_job().traffic if is_v2 else "non_reactive",
+        "human_penalty_filter": settings.human_penalty_filter if is_v2 else None,
+        "versions": {name: metadata.version(name) for name in _STAMPED},
+    }

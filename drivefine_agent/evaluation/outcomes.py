@@ -32,8 +32,10 @@ class StageOutcome:
     poses: tuple[float, ...] | None
     """24 floats, row-major (8, 3); None where the planner gave none."""
     scores: dict[str, float] | None
-    """By metric name; None where scoring failed."""
+    """By metric name; None where scoring failed, or has not been done yet."""
     error: str | None = None
+    details: dict[str, list[float]] | None = None
+    """What NAVSIM 2 needs to compare a scene with its neighbours (`scored_frames`)."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,15 @@ def file_identities(paths: Iterable[Path]) -> dict[str, list[int]]:
 class OutcomeLog:
     """Outcomes appended to a JSON-lines file; its name carries the hash of the configuration they belong to.
 
+    A log of the kind `plans` holds trajectories that are not scored yet.
+
     Lines are flushed to disk before the next batch starts. A line cut off by a crash is dropped on opening;
     anything else that cannot be read is an error.
     """
 
-    def __init__(self, folder: Path, digest: str) -> None:
+    def __init__(self, folder: Path, digest: str, kind: str = "outcomes") -> None:
         """Opens or creates the log; `outcomes` then holds what is already there."""
-        self.path = folder / f"outcomes-{digest}.jsonl"
+        self.path = folder / f"{kind}-{digest}.jsonl"
         self.outcomes: dict[str, SceneOutcome] = {}
         if self.path.exists():
             self._read()
@@ -114,6 +118,7 @@ class OutcomeLog:
                         None if stage["poses"] is None else tuple(stage["poses"]),
                         stage["scores"],
                         stage["error"],
+                        stage.get("details"),
                     )
                     for name, stage in record["stages"].items()
                 }
@@ -146,6 +151,34 @@ def predictions_table(outcomes: Sequence[SceneOutcome]) -> pd.DataFrame:
         if stage.poses is not None
     ]
     return pd.DataFrame(rows, columns=["token", "trajectory_id", "poses"])
+
+
+def plans_of(path: Path, tokens: Sequence[str]) -> dict[str, SceneOutcome]:
+    """Plans by token from a predictions file, as `job.make_plans` gives them; absent ones are errors.
+
+    Raises:
+      DataError: the file cannot be read, or has no trajectory `final` at all.
+    """
+    predictions = read_predictions(path)
+    if FINAL not in predictions:
+        raise DataError(
+            f"predictions need trajectories with the trajectory_id '{FINAL}', got {sorted(predictions)[:5]} "
+            f"in {path}"
+        )
+    names = [name for name in (FINAL, GENERATED) if name in predictions]
+    plans = {}
+    for token in tokens:
+        stages = {}
+        for name in names:
+            poses = predictions[name].get(token)
+            if poses is None:
+                stages[name] = StageOutcome(None, None, f"there is no prediction for this scene in {path}")
+            elif not np.isfinite(poses).all():
+                stages[name] = StageOutcome(None, None, f"the prediction is not finite in {path}")
+            else:
+                stages[name] = StageOutcome(tuple(poses.ravel().tolist()), None)
+        plans[token] = SceneOutcome(token, stages)
+    return plans
 
 
 def read_predictions(path: Path) -> dict[str, dict[str, FloatArray]]:

@@ -1,4 +1,4 @@
-"""Evaluation of a planner: for every scene plan, score against the reference, keep the outcome.
+"""Evaluation of a planner in two passes: plan all scenes, then score them; keep every outcome.
 
 A scene that cannot be read, planned or scored is an outcome with its reason, never a missing row and never a
 zero. Only errors that this package raises on purpose become such outcomes; a bug in a planner stops the run.
@@ -16,14 +16,21 @@ from numpy.typing import NDArray
 
 from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
 from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
-from drivefine_agent.data.maps import load_map
+from drivefine_agent.data.maps import Map, load_map
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, DriveFineError, SceneError
 from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome, StageOutcome, failed_scene
 from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.build_v2 import build_scoring_scene_v2
 from drivefine_agent.scoring.cache import SceneCache
-from drivefine_agent.scoring.scorer import score_v1_rows
-from drivefine_agent.scoring.types import ScoringScene, SubScoresV1
+from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
+from drivefine_agent.scoring.types import ScoringScene
+
+BUILDERS: Mapping[str, Callable[[SceneWindow, Map], ScoringScene]] = {
+    RULES_V1: build_scoring_scene,
+    RULES_V2: build_scoring_scene_v2,
+}
+"""What prepares a scene, by rules."""
 
 Planned = Mapping[str, NDArray[np.float64]] | DriveFineError
 ImageReader = Callable[[SceneWindow], NDArray[np.uint8]]
@@ -51,10 +58,11 @@ class SceneSource:
       num_built: how many were built.
     """
 
-    def __init__(self, cache: SceneCache | None, maps_root: Path | None) -> None:
-        """Args: cache and maps_root, either of which may be missing."""
+    def __init__(self, cache: SceneCache | None, maps_root: Path | None, rules: str = RULES_V1) -> None:
+        """Args: cache and maps_root, either of which may be missing; rules that the scenes are made for."""
         self._cache = cache
         self._maps_root = maps_root
+        self._build = BUILDERS[rules]
         self.num_cached = 0
         self.num_built = 0
 
@@ -84,17 +92,18 @@ class SceneSource:
                 f"scene {token!r} is not in the scene cache and no map folder is known: set NUPLAN_MAPS_ROOT "
                 "or build the scene with tools/build_scene_cache.py"
             )
-        scene = build_scoring_scene(window, load_map(self._maps_root, window.map_name))
+        scene = self._build(window, load_map(self._maps_root, window.map_name))
         self.num_built += 1
         return scene
 
 
 @dataclass(frozen=True)
-class Evaluator:
-    """Plans and scores batches of scenes."""
+class Driver:
+    """Lets a planner plan batches of scenes."""
 
     planner: BatchPlanner
     scenes: SceneSource
+    """Asked only for planners that see scoring scenes."""
     read_image: ImageReader
     """Front camera image (H, W, 3) RGB of a window; called only for planners that look."""
 
@@ -103,26 +112,29 @@ class Evaluator:
         """Trajectory ids that each scene's outcome has."""
         return self.planner.stage_names if isinstance(self.planner, RefiningPlanner) else (FINAL,)
 
-    def evaluate_batch(self, windows: Sequence[SceneWindow]) -> list[SceneOutcome]:
-        """One outcome per window, in order."""
+    def plan_batch(self, windows: Sequence[SceneWindow]) -> list[SceneOutcome]:
+        """One outcome per window, in order, with trajectories and without scores."""
         outcomes: dict[str, SceneOutcome] = {}
-        prepared: list[tuple[PlanningCase, ScoringScene]] = []
+        prepared: list[PlanningCase] = []
         for window in windows:
             try:
                 prepared.append(self._prepare(window))
             except DriveFineError as error:
                 outcomes[window.token] = self._failed(window, error)
-        for (case, scene), result in zip(prepared, self._plan([case for case, _ in prepared]), strict=True):
+        for case, result in zip(prepared, self._plan(prepared), strict=True):
+            token = case.window.token
             if isinstance(result, DriveFineError):
-                outcomes[case.window.token] = self._failed(case.window, result)
+                outcomes[token] = self._failed(case.window, result)
             else:
-                outcomes[case.window.token] = score_stages(scene, result)
+                outcomes[token] = SceneOutcome(
+                    token, {name: planned(poses) for name, poses in result.items()}
+                )
         return [outcomes[window.token] for window in windows]
 
-    def _prepare(self, window: SceneWindow) -> tuple[PlanningCase, ScoringScene]:
-        scene = self.scenes.get(window)
+    def _prepare(self, window: SceneWindow) -> PlanningCase:
+        scene = self.scenes.get(window) if self.planner.needs_scoring_scene else None
         image = self.read_image(window) if self.planner.needs_image else None
-        return PlanningCase(window, image, scene if self.planner.needs_scoring_scene else None), scene
+        return PlanningCase(window, image, scene)
 
     def _plan(self, cases: Sequence[PlanningCase]) -> list[Planned]:
         """Poses (8, 3) by stage per case. If a batch fails, each case is tried alone."""
@@ -152,60 +164,53 @@ class Evaluator:
         return failed_scene(window.token, self.stage_names, f"{type(error).__name__}: {error}")
 
 
-def score_stages(scene: ScoringScene, stages: Mapping[str, NDArray[np.float64]]) -> SceneOutcome:
-    """Outcome of a scene from its trajectories (8, 3) by stage; a bad one costs no other its score."""
-    scores, errors = score_v1_rows(scene, list(stages.values()))
-    outcomes = {}
-    for row, (name, poses) in enumerate(stages.items()):
-        array = np.asarray(poses, dtype=np.float64)
-        is_kept = array.shape == (NUM_POSES, NUM_POSE_FIELDS) and bool(np.isfinite(array).all())
-        outcomes[name] = StageOutcome(
-            poses=tuple(array.ravel().tolist()) if is_kept else None,
-            scores=_score_row(scores, row) if errors[row] is None else None,
-            error=errors[row],
+def planned(poses: NDArray[np.float64]) -> StageOutcome:
+    """A trajectory that is not scored yet; an error where it is none."""
+    array = np.asarray(poses, dtype=np.float64)
+    if array.shape != (NUM_POSES, NUM_POSE_FIELDS):
+        return StageOutcome(
+            None, None, f"a plan must have shape ({NUM_POSES}, {NUM_POSE_FIELDS}), got {array.shape}"
         )
-    return SceneOutcome(scene.token, outcomes)
+    if not np.isfinite(array).all():
+        return StageOutcome(None, None, "a plan must be finite, got NaN or infinite poses")
+    return StageOutcome(tuple(array.ravel().tolist()), None)
 
 
-def _score_row(scores: SubScoresV1, row: int) -> dict[str, float]:
-    return {name: float(getattr(scores, name)[row]) for name in SubScoresV1.names()}
+def drive(
+    driver: Driver,
+    windows: Sequence[SceneWindow],
+    done: Mapping[str, SceneOutcome],
+    keep: Callable[[Sequence[SceneOutcome]], None],
+    batch_size: int = 16,
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, SceneOutcome]:
+    """The first pass: plans of all windows by token.
+
+    Args:
+      driver: plans.
+      windows: the scenes.
+      done: plans of an earlier run; valid ones are taken over, failed ones tried again.
+      keep: called with the plans of each batch as soon as they are there.
+      batch_size: scenes planned at once.
+      on_progress: called with the number of scenes that were finished since the last call.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    plans = {token: plan for token, plan in done.items() if plan.is_valid}
+    open_windows = [window for window in windows if window.token not in plans]
+    on_progress(len(windows) - len(open_windows))
+    for batch in batches(open_windows, batch_size):
+        fresh = driver.plan_batch(batch)
+        keep(fresh)
+        plans.update({plan.token: plan for plan in fresh})
+        on_progress(len(batch))
+    return {window.token: plans[window.token] for window in windows}
 
 
 def batches(windows: Sequence[SceneWindow], batch_size: int) -> Iterator[Sequence[SceneWindow]]:
     """Consecutive slices of at most `batch_size`."""
     for start in range(0, len(windows), batch_size):
         yield windows[start : start + batch_size]
-
-
-def evaluate(
-    evaluator: Evaluator,
-    windows: Sequence[SceneWindow],
-    done: Mapping[str, SceneOutcome],
-    keep: Callable[[Sequence[SceneOutcome]], None],
-    batch_size: int = 16,
-    on_progress: Callable[[int], None] = lambda count: None,
-) -> list[SceneOutcome]:
-    """Outcomes of all windows, in order.
-
-    Args:
-      evaluator: plans and scores.
-      windows: the scenes.
-      done: outcomes of an earlier run; valid ones are taken over, failed ones tried again.
-      keep: called with the outcomes of each batch as soon as they are there.
-      batch_size: scenes planned at once.
-      on_progress: called with the number of scenes that were finished since the last call.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    outcomes = {token: outcome for token, outcome in done.items() if outcome.is_valid}
-    open_windows = [window for window in windows if window.token not in outcomes]
-    on_progress(len(windows) - len(open_windows))
-    for batch in batches(open_windows, batch_size):
-        fresh = evaluator.evaluate_batch(batch)
-        keep(fresh)
-        outcomes.update({outcome.token: outcome for outcome in fresh})
-        on_progress(len(batch))
-    return [outcomes[window.token] for window in windows]
 
 
 def failures(outcomes: Iterable[SceneOutcome]) -> list[dict[str, str]]:

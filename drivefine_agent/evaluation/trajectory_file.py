@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,41 @@ from drivefine_agent.constants import ANSWER_LENGTH, NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.types import FloatArray
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.scoring.scorer import score_v1_rows
-from drivefine_agent.scoring.types import ScoringScene, SubScoresV1
+from drivefine_agent.scoring.scorer_v2 import HumanFilter, Traffic, score_v2_rows
+from drivefine_agent.scoring.types import ScoringScene, ScoringSceneV2, SubScoresV1, SubScoresV2
 
 INPUT_COLUMNS = ("token", "trajectory_id", "poses")
-METRIC_COLUMNS = SubScoresV1.names()
+METRIC_COLUMNS = {"navsim_v1": SubScoresV1.names(), "navsim_v2": SubScoresV2.names()}
+"""By rules."""
 _FIELD_NAMES = ("x", "y", "heading")
 
 SceneLookup = Callable[[str], ScoringScene]
+
+
+@dataclass(frozen=True)
+class ScoringRules:
+    """By which rules trajectories are scored; the last two matter to `navsim_v2` only."""
+
+    name: str = "navsim_v1"
+    traffic: Traffic = "non_reactive"
+    human_penalty_filter: HumanFilter = "true"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """NAVSIM's columns."""
+        return METRIC_COLUMNS[self.name]
+
+    def score(
+        self, scene: ScoringScene, poses: list[FloatArray]
+    ) -> tuple[SubScoresV1 | SubScoresV2, list[str | None]]:
+        """Sub-scores of rows (8, 3), NaN in bad ones, and per row the reason."""
+        if self.name == "navsim_v1":
+            return score_v1_rows(scene, poses)
+        assert isinstance(scene, ScoringSceneV2)
+        scores, _, errors = score_v2_rows(
+            scene, poses, traffic=self.traffic, human_penalty_filter=self.human_penalty_filter
+        )
+        return scores, errors
 
 
 def read_trajectories(path: Path) -> pd.DataFrame:
@@ -83,20 +112,25 @@ def parse_poses(values: Any) -> FloatArray:
 
 
 def score_trajectories(
-    trajectories: pd.DataFrame, find_scene: SceneLookup, show_progress: bool = False
+    trajectories: pd.DataFrame,
+    find_scene: SceneLookup,
+    show_progress: bool = False,
+    rules: ScoringRules | None = None,
 ) -> pd.DataFrame:
-    """Score every row beside the reference planner alone, under NAVSIM 1.1's rules.
+    """Score every row beside the reference planner alone.
 
     Args:
       trajectories: columns `token`, `trajectory_id`, `poses`.
       find_scene: token -> prepared scene; raises DriveFineError or KeyError if there is none.
       show_progress: draw a progress bar over the rows.
+      rules: default NAVSIM 1.1's; `find_scene` gives scenes of the same rules.
 
     Returns:
       One row per row, in order: `token`, `trajectory_id`, `error` and the metrics.
     """
     errors: list[str | None] = [None] * len(trajectories)
-    scores = {name: np.full(len(trajectories), np.nan) for name in METRIC_COLUMNS}
+    rules = rules or ScoringRules()
+    scores = {name: np.full(len(trajectories), np.nan) for name in rules.columns}
     rows_of: dict[str, list[int]] = {}
     for row, token in enumerate(trajectories["token"]):
         rows_of.setdefault(token, []).append(row)
@@ -104,7 +138,7 @@ def score_trajectories(
 
     with tqdm(total=len(trajectories), desc="Scoring", unit="trajectory", disable=not show_progress) as bar:
         for token, rows in rows_of.items():
-            _score_scene(token, rows, all_poses, find_scene, scores, errors)
+            _score_scene(token, rows, all_poses, find_scene, rules, scores, errors)
             bar.update(len(rows))
     return pd.DataFrame(
         {
@@ -121,6 +155,7 @@ def _score_scene(
     rows: list[int],
     all_poses: list[Any],
     find_scene: SceneLookup,
+    rules: ScoringRules,
     scores: dict[str, FloatArray],
     errors: list[str | None],
 ) -> None:
@@ -142,10 +177,10 @@ def _score_scene(
         for row in good_rows:
             errors[row] = reason
         return
-    sub_scores, row_errors = score_v1_rows(scene, good_poses)
+    sub_scores, row_errors = rules.score(scene, good_poses)
     for index, row in enumerate(good_rows):
         errors[row] = row_errors[index]
-    for name in METRIC_COLUMNS:
+    for name in rules.columns:
         scores[name][good_rows] = getattr(sub_scores, name)
 
 
@@ -156,7 +191,7 @@ def write_scores(scores: pd.DataFrame, path: Path) -> None:
     for name in ("token", "trajectory_id", "error"):
         values = [None if value is None else str(value) for value in scores[name]]
         columns[name] = pa.array(values, type=pa.string())
-    for name in METRIC_COLUMNS:
+    for name in scores.columns.drop(["token", "trajectory_id", "error"]):
         columns[name] = pa.array(scores[name].to_numpy(dtype=np.float64))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

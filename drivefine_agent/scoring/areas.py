@@ -49,6 +49,8 @@ class EgoAreas:
     """The centre lies in no lane of the route (NAVSIM calls this "oncoming traffic")."""
     rear_axle_in_intersection: NDArray[np.bool_]
     """The rear axle lies in an intersection polygon."""
+    center_in_intersection: NDArray[np.bool_]
+    """The centre lies in an intersection polygon."""
 
 
 def ego_areas(points: FloatArray, rear_axle: FloatArray, polygons: DrivablePolygons) -> EgoAreas:
@@ -79,11 +81,12 @@ def ego_areas(points: FloatArray, rear_axle: FloatArray, polygons: DrivablePolyg
         multiple_lanes=flags[..., 1],
         off_route=flags[..., 2],
         rear_axle_in_intersection=flags[..., 3],
+        center_in_intersection=flags[..., 4],
     )
 
 
 def _exact_flags(points: FloatArray, polygons: DrivablePolygons) -> NDArray[np.bool_]:
-    """(U, 4) flags of U states with points (U, 6, 2), every point decided by GEOS."""
+    """(U, 5) flags of U states with points (U, 6, 2), every point decided by GEOS."""
     masks = np.zeros((len(points), len(polygons.kind)), dtype=np.int64)
     low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
     geometries = polygons.shapely_polygons
@@ -102,7 +105,7 @@ def _exact_flags(points: FloatArray, polygons: DrivablePolygons) -> NDArray[np.b
 
 @njit(cache=True, nogil=True)
 def _flags_of_masks(masks, kind, on_route):
-    flags = np.empty((masks.shape[0], 4), dtype=np.bool_)
+    flags = np.empty((masks.shape[0], 5), dtype=np.bool_)
     for u in range(masks.shape[0]):
         _flags_of_state(masks[u], np.arange(masks.shape[1]), masks.shape[1], kind, on_route, flags[u])
     return flags
@@ -110,12 +113,13 @@ def _flags_of_masks(masks, kind, on_route):
 
 @njit(cache=True, nogil=True)
 def _flags_of_state(masks, candidates, num_candidates, kind, on_route, flags):
-    """The four flags of one state from the bit masks of the points inside each candidate polygon."""
+    """The five flags of one state from the bit masks of the points inside each candidate polygon."""
     drivable_corners = 0
     lanes_touched = 0
     in_one_lane = False
     is_on_route = False
     in_intersection = False
+    is_center_in_intersection = False
     for c in range(num_candidates):
         mask = masks[c]
         if mask == 0:
@@ -131,12 +135,14 @@ def _flags_of_state(masks, candidates, num_candidates, kind, on_route, flags):
                 is_on_route = True
         elif kind[m] == _ROADBLOCK or kind[m] == _INTERSECTION or kind[m] == _CARPARK_AREA:
             drivable_corners |= corners
-            if kind[m] == _INTERSECTION and mask & _REAR_AXLE_BIT:
-                in_intersection = True
+            if kind[m] == _INTERSECTION:
+                in_intersection |= mask & _REAR_AXLE_BIT != 0
+                is_center_in_intersection |= mask & _CENTER_BIT != 0
     flags[0] = drivable_corners != _CORNER_BITS
     flags[1] = lanes_touched > 1 and not in_one_lane
     flags[2] = not is_on_route
     flags[3] = in_intersection
+    flags[4] = is_center_in_intersection
 
 
 @njit(cache=True, nogil=True)
@@ -186,10 +192,10 @@ def _overlaps(boxes, m, x_low, y_low, x_high, y_high):
 
 @njit(cache=True, nogil=True)
 def _area_flags(points, xy, ring_offsets, part_offsets, kind, on_route):
-    """Flags (P, S, 4) and, (P, S), whether a point was too close to an edge to decide them here."""
+    """Flags (P, S, 5) and, (P, S), whether a point was too close to an edge to decide them here."""
     num_proposals, num_states = points.shape[:2]
     num_polygons = part_offsets.shape[0] - 1
-    flags = np.zeros((num_proposals, num_states, 4), dtype=np.bool_)
+    flags = np.zeros((num_proposals, num_states, 5), dtype=np.bool_)
     is_close = np.zeros((num_proposals, num_states), dtype=np.bool_)
 
     boxes = np.empty((num_polygons, 4))

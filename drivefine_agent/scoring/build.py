@@ -5,6 +5,8 @@ Source: pdm-scorer 2; NAVSIM v1.1, navsim/planning/metric_caching/metric_cache_p
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import shapely
 
@@ -14,12 +16,12 @@ from drivefine_agent.constants import (
     EGO_WIDTH_M,
     NUM_POSES,
 )
-from drivefine_agent.data.maps import Map
+from drivefine_agent.data.maps import LaneRecord, Map
 from drivefine_agent.data.scenes import future_poses
 from drivefine_agent.data.types import FloatArray, Frame, SceneWindow
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.geometry.indices import StateIndex
-from drivefine_agent.scoring.centerline import route_centerline, starting_lane
+from drivefine_agent.scoring.centerline import Path, route_centerline, starting_lane
 from drivefine_agent.scoring.contacts import TrackBoxes
 from drivefine_agent.scoring.drivable_map import DrivableMap, crop_drivable_map, polygon_arrays
 from drivefine_agent.scoring.forecast import SAMPLES_PER_MAP, Forecast, forecast_tracks
@@ -27,6 +29,7 @@ from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
 from drivefine_agent.scoring.observation import (
     NUM_OBSERVATION_FRAMES,
     STOPPED_SPEED_MPS,
+    FrameTracks,
     frame_tracks,
     resample_tracks,
     track_polygons,
@@ -70,43 +73,34 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
         )
     frame = window.current
     state = initial_state(frame)
-    pose = state[:3]
-    center = ego_center(pose)
-    footprint = shapely.Polygon(nuplan_box_corners(np.array([*center, pose[2]]), EGO_LENGTH_M, EGO_WIDTH_M))
-
-    route = correct_route(map_, load_route(map_, frame.roadblock_ids), pose)
-    drivable_map = crop_drivable_map(map_, center)
-    start = starting_lane(route, drivable_map, pose, footprint)
-    centerline = route_centerline(map_, route, start)
-    centerline_xy = centerline.poses[:, :2].copy()
-    polygons = _drivable_polygons(drivable_map, route)
-
+    roads = prepare_roads(map_, frame, state)
     observed = [window.frame_at(iteration) for iteration in range(NUM_OBSERVATION_FRAMES)]
     tracks = [frame_tracks(seen, rear_axle_round_trip(seen.ego_pose)) for seen in observed]
-    forecast = forecast_tracks(tracks[0], _red_lights(frame, route), center, footprint, collided_memory or ())
-    if collided_memory is not None:
-        collided_memory.update(
-            token for token, ignored in zip(forecast.tokens, forecast.is_ignored, strict=True) if ignored
-        )
-    forecast_surroundings = Surroundings(polygons, _forecast_boxes(forecast), centerline_xy)
+    forecast = prepare_forecast(tracks[0], frame, roads, collided_memory)
+    surroundings = Surroundings(roads.polygons, forecast_boxes(forecast), roads.centerline_xy)
 
     def score_proposals(poses: FloatArray) -> FloatArray:
         return score_states_v1(
             simulate(poses, state),
-            forecast_surroundings,
+            surroundings,
             normalise="batch",
             ignored_tracks=forecast.is_ignored[: forecast.num_objects],
         ).score
 
     reference_poses = plan_pdm_closed(
-        centerline, forecast, pose, float(state[StateIndex.VX]), start.speed_limit, score_proposals
+        roads.centerline,
+        forecast,
+        state[: StateIndex.VX],
+        float(state[StateIndex.VX]),
+        roads.start.speed_limit,
+        score_proposals,
     )
 
     sampled = resample_tracks(tracks)
     corners, centers = track_polygons(sampled.poses, sampled.sizes, sampled.exists)
     boxes = TrackBoxes(corners, centers, sampled.exists, sampled.is_agent, sampled.is_stopped)
     reference_states = simulate(resample_reference(reference_poses, frame.timestamp_us)[None], state)
-    reference = score_states(reference_states, Surroundings(polygons, boxes, centerline_xy))
+    reference = score_states(reference_states, Surroundings(roads.polygons, boxes, roads.centerline_xy))
     return ScoringScene(
         token=window.token,
         log_name=window.log_name,
@@ -118,19 +112,19 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
         reference_states=reference_states[0],
         reference_progress=float(reference.progress_m[0]),
         reference_multiplier=float(reference.multiplier[0]),
-        centerline=centerline_xy,
-        polygon_xy=polygons.xy,
-        polygon_ring_offsets=polygons.ring_offsets,
-        polygon_part_offsets=polygons.part_offsets,
-        polygon_kind=polygons.kind,
-        polygon_on_route=polygons.on_route,
+        centerline=roads.centerline_xy,
+        polygon_xy=roads.polygons.xy,
+        polygon_ring_offsets=roads.polygons.ring_offsets,
+        polygon_part_offsets=roads.polygons.part_offsets,
+        polygon_kind=roads.polygons.kind,
+        polygon_on_route=roads.polygons.on_route,
         track_corners=corners,
         track_center=centers,
         track_exists=sampled.exists,
         track_is_agent=sampled.is_agent,
         track_is_stopped=sampled.is_stopped,
         track_type=sampled.types,
-        polygon_ids=drivable_map.ids,
+        polygon_ids=roads.drivable_map.ids,
         track_tokens=sampled.tokens,
         track_poses=sampled.poses,
         track_sizes=sampled.sizes,
@@ -156,11 +150,55 @@ def ego_center(rear_axle: FloatArray) -> FloatArray:
     return rear_axle[:2] + EGO_REAR_AXLE_TO_CENTER_M * direction
 
 
-def _drivable_polygons(drivable_map: DrivableMap, route: Route) -> DrivablePolygons:
+@dataclass(frozen=True)
+class Roads:
+    """The map around the ego, and its way through it."""
+
+    route: Route
+    """Corrected."""
+    drivable_map: DrivableMap
+    polygons: DrivablePolygons
+    start: LaneRecord
+    """The lane that the ego starts on."""
+    centerline: Path
+    centerline_xy: FloatArray
+    """(N, 2) vertices [m]."""
+    ego_center: FloatArray
+    """(2,) [m]."""
+    ego_footprint: shapely.Polygon
+    """At t = 0."""
+
+
+def prepare_roads(map_: Map, frame: Frame, state: FloatArray) -> Roads:
+    """Route, map crop and centreline of a frame with the ego state (11,)."""
+    pose = state[: StateIndex.VX]
+    center = ego_center(pose)
+    footprint = shapely.Polygon(nuplan_box_corners(np.array([*center, pose[2]]), EGO_LENGTH_M, EGO_WIDTH_M))
+    route = correct_route(map_, load_route(map_, frame.roadblock_ids), pose)
+    drivable_map = crop_drivable_map(map_, center)
+    start = starting_lane(route, drivable_map, pose, footprint)
+    centerline = route_centerline(map_, route, start)
     xy, ring_offsets, part_offsets = polygon_arrays(drivable_map.polygons)
-    return DrivablePolygons(
+    polygons = DrivablePolygons(
         xy, ring_offsets, part_offsets, drivable_map.kinds, drivable_map.on_route(set(route.lanes))
     )
+    return Roads(
+        route, drivable_map, polygons, start, centerline, centerline.poses[:, :2].copy(), center, footprint
+    )
+
+
+def prepare_forecast(
+    tracks: FrameTracks, frame: Frame, roads: Roads, collided_memory: set[str] | None
+) -> Forecast:
+    """What the reference planner believes the others will do; see `build_scoring_scene` on the memory."""
+    forecast = forecast_tracks(
+        tracks, _red_lights(frame, roads.route), roads.ego_center, roads.ego_footprint, collided_memory or ()
+    )
+    if collided_memory is not None:
+        collided_memory.update(
+            token for token, ignored in zip(forecast.tokens, forecast.is_ignored, strict=True) if ignored
+        )
+    return forecast
 
 
 def _red_lights(frame: Frame, route: Route) -> dict[str, shapely.Polygon]:
@@ -172,7 +210,7 @@ def _red_lights(frame: Frame, route: Route) -> dict[str, shapely.Polygon]:
     }
 
 
-def _forecast_boxes(forecast: Forecast) -> TrackBoxes:
+def forecast_boxes(forecast: Forecast) -> TrackBoxes:
     """The forecast on the 10 Hz grid, without its red lights, which never count as collisions."""
     corners = np.repeat(forecast.corners, SAMPLES_PER_MAP, axis=0)
     return TrackBoxes(

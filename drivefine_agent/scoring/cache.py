@@ -30,13 +30,24 @@ from numba import njit
 from numpy.typing import NDArray
 
 from drivefine_agent.errors import DataError
+from drivefine_agent.scoring.cache_layout import (
+    NUM_SAMPLES,
+    RULES_V1,
+    Fields,
+    pack_arrays,
+    pack_scene,
+    padded,
+    polygon_views,
+    rules_of,
+    scene_fields,
+    unpack_arrays,
+    unpack_scene,
+)
 from drivefine_agent.scoring.kernel_arrays import kernel_input
-from drivefine_agent.scoring.observation import track_polygons
 from drivefine_agent.scoring.types import FloatArray, ScoringScene
 
 FORMAT = "drivefine-scene-cache"
 VERSION = 1
-RULES = "navsim_v1"
 MANIFEST_NAME = "manifest.json"
 SHARD_PATTERN = "scenes-*.shard"
 SCENES_PER_SHARD = 256
@@ -44,7 +55,6 @@ SCENES_PER_SHARD = 256
 _MAGIC = b"DFSCENES"
 _HEADER = struct.Struct("<8sII QQ QQ Q II")  # see _ShardHeader; followed by the checksum of these bytes
 _HEADER_SIZE = 72
-_ALIGNMENT = 8
 _REBUILD = "delete the file and run tools/build_scene_cache.py again, which rebuilds only what is missing"
 
 
@@ -83,29 +93,6 @@ class _ShardHeader:
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"scenes-{number:05d}.shard"
-
-
-def _scene_fields(
-    num_vertices: int, num_tracks: int, num_polygons: int, token_bytes: int
-) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of the arrays of a scene's blob, wide types first so that all stay aligned."""
-    return [
-        ("initial_state", "<f8", (11,)),
-        ("human_poses", "<f8", (8, 3)),
-        ("reference_poses", "<f8", (51, 3)),
-        ("reference_states", "<f8", (41, 11)),
-        ("reference_summary", "<f8", (2,)),
-        ("centerline", "<f8", (num_vertices, 2)),
-        ("track_poses", "<f8", (51, num_tracks, 3)),
-        ("track_sizes", "<f8", (num_tracks, 2)),
-        ("polygon_rows", "<i4", (num_polygons,)),
-        ("polygon_on_route", "|b1", (num_polygons,)),
-        ("track_type", "|i1", (num_tracks,)),
-        ("track_exists", "|b1", (51, num_tracks)),
-        ("track_is_agent", "|b1", (num_tracks,)),
-        ("track_is_stopped", "|b1", (num_tracks,)),
-        ("track_tokens", "|u1", (token_bytes,)),
-    ]
 
 
 class _PolygonTable:
@@ -157,6 +144,7 @@ class ShardWriter:
         self._blobs: list[bytes] = []
         self._entries: list[dict[str, Any]] = []
         self._polygons = _PolygonTable()
+        self.rules = RULES_V1
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -170,36 +158,20 @@ class ShardWriter:
         """Take in one scene.
 
         Args:
-          scene: the scene.
+          scene: the scene; all scenes of a shard are of the same rules.
           fingerprint: of what it was prepared from, so that a later build can tell whether it is up to date.
 
         Raises:
-          ValueError: if the scene has no box poses (`track_poses`), as scenes made by hand.
+          ValueError: if the scene has no box poses (`track_poses`), as scenes made by hand, or other rules
+            than those before it.
         """
-        if scene.track_poses is None or scene.track_sizes is None:
+        if self._entries and rules_of(scene) != self.rules:
             raise ValueError(
-                f"a scene needs track_poses and track_sizes to be cached, scene '{scene.token}' has none"
+                f"all scenes of a cache must be of the same rules, got '{rules_of(scene)}' after"
+                f" '{self.rules}'"
             )
-        token_bytes = "\n".join(scene.track_tokens).encode()
-        values = {
-            "initial_state": scene.initial_state,
-            "human_poses": scene.human_poses,
-            "reference_poses": scene.reference_poses,
-            "reference_states": scene.reference_states,
-            "reference_summary": np.array([scene.reference_progress, scene.reference_multiplier]),
-            "centerline": scene.centerline,
-            "track_poses": scene.track_poses,
-            "track_sizes": scene.track_sizes,
-            "polygon_rows": self._polygons.rows(scene),
-            "polygon_on_route": scene.polygon_on_route,
-            "track_type": scene.track_type,
-            "track_exists": scene.track_exists,
-            "track_is_agent": scene.track_is_agent,
-            "track_is_stopped": scene.track_is_stopped,
-            "track_tokens": np.frombuffer(token_bytes, dtype=np.uint8),
-        }
-        counts = [len(scene.centerline), len(scene.track_type), len(scene.polygon_kind), len(token_bytes)]
-        blob = _pack_arrays(values, _scene_fields(*counts))
+        self.rules = rules_of(scene)
+        blob, layout = pack_scene(scene, self._polygons.rows(scene))
         self._blobs.append(blob)
         self._entries.append(
             {
@@ -208,8 +180,8 @@ class ShardWriter:
                 "map_name": scene.map_name,
                 "timestamp_us": int(scene.timestamp_us),
                 "fingerprint": fingerprint,
-                "counts": counts,
                 "crc": zlib.crc32(blob),
+                **layout,
             }
         )
 
@@ -219,14 +191,14 @@ class ShardWriter:
         position = _HEADER_SIZE
         for entry, blob in zip(self._entries, self._blobs, strict=True):
             entry["offset"], entry["size"] = position, len(blob)
-            parts.append(_padded(blob))
+            parts.append(padded(blob))
             position += len(parts[-1])
         table = self._polygons.arrays()
         table_counts = [len(table["xy"]), len(table["ring_offsets"]) - 1, len(table["part_offsets"]) - 1]
-        polygons = _padded(_pack_arrays(table, _polygon_fields(*table_counts)))
+        polygons = padded(pack_arrays(table, _polygon_fields(*table_counts)))
         index = json.dumps(
             {
-                "rules": RULES,
+                "rules": self.rules,
                 "scenes": self._entries,
                 "polygon_counts": table_counts,
                 "polygon_ids": self._polygons.ids(),
@@ -247,42 +219,13 @@ class ShardWriter:
         write_atomically(path, [*parts, polygons, index])
 
 
-def _polygon_fields(
-    num_vertices: int, num_rings: int, num_polygons: int
-) -> list[tuple[str, str, tuple[int, ...]]]:
+def _polygon_fields(num_vertices: int, num_rings: int, num_polygons: int) -> Fields:
     return [
         ("xy", "<f8", (num_vertices, 2)),
         ("ring_offsets", "<i8", (num_rings + 1,)),
         ("part_offsets", "<i8", (num_polygons + 1,)),
         ("kind", "<i8", (num_polygons,)),
     ]
-
-
-def _pack_arrays(values: Mapping[str, NDArray[Any]], fields: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    parts = []
-    for name, dtype, shape in fields:
-        array = np.ascontiguousarray(values[name], dtype=np.dtype(dtype))
-        if array.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-        parts.append(array.tobytes())
-    return b"".join(parts)
-
-
-def _unpack_arrays(
-    buffer: NDArray[np.uint8], fields: list[tuple[str, str, tuple[int, ...]]]
-) -> dict[str, NDArray[Any]]:
-    """Read-only views into a buffer."""
-    arrays = {}
-    position = 0
-    for name, dtype, shape in fields:
-        array: NDArray[Any] = np.ndarray(shape, dtype=dtype, buffer=buffer, offset=position)
-        arrays[name] = array
-        position += array.nbytes
-    return arrays
-
-
-def _padded(data: bytes) -> bytes:
-    return data + b"\0" * (-len(data) % _ALIGNMENT)
 
 
 def write_atomically(path: Path, parts: list[bytes]) -> None:
@@ -328,11 +271,12 @@ class Shard:
                 f"a shard of the scene cache is damaged (wrong checksum): {path}; {_REBUILD}"
             )
         index = json.loads(bytes(index_bytes))
-        if index["rules"] != RULES:
-            raise DataError(f"a scene cache of rules '{RULES}' is needed, got '{index['rules']}': {path}")
+        self.rules: str = index["rules"]
+        if self.rules not in NUM_SAMPLES:
+            raise DataError(f"a scene cache has rules {sorted(NUM_SAMPLES)}, got '{self.rules}': {path}")
         self._entries = {entry["token"]: entry for entry in index["scenes"]}
         self._polygon_ids = np.array(index["polygon_ids"], dtype=object)
-        table = _unpack_arrays(polygons, _polygon_fields(*index["polygon_counts"]))
+        table = unpack_arrays(polygons, _polygon_fields(*index["polygon_counts"]))
         self._table = {name: kernel_input(array, array.dtype) for name, array in table.items()}
 
     @property
@@ -357,46 +301,16 @@ class Shard:
             raise DamagedShardError(
                 f"scene '{token}' in the scene cache is damaged (wrong checksum): {self.path}; {_REBUILD}"
             )
-        arrays = _unpack_arrays(blob, _scene_fields(*entry["counts"]))
-        rows = arrays["polygon_rows"]
-        xy, ring_offsets, part_offsets = _take_polygons(
+        fields = scene_fields(self.rules, *entry["counts"])
+        rows = unpack_arrays(blob, fields)["polygon_rows"]
+        taken = _take_polygons(
             self._table["xy"],
             self._table["ring_offsets"],
             self._table["part_offsets"],
             kernel_input(rows, np.int32),
         )
-        corners, centers = track_polygons(
-            arrays["track_poses"], arrays["track_sizes"], arrays["track_exists"]
-        )
-        token_text = arrays["track_tokens"].tobytes().decode()
-        return ScoringScene(
-            token=entry["token"],
-            log_name=entry["log_name"],
-            map_name=entry["map_name"],
-            timestamp_us=entry["timestamp_us"],
-            initial_state=arrays["initial_state"],
-            human_poses=arrays["human_poses"],
-            reference_poses=arrays["reference_poses"],
-            reference_states=arrays["reference_states"],
-            reference_progress=float(arrays["reference_summary"][0]),
-            reference_multiplier=float(arrays["reference_summary"][1]),
-            centerline=arrays["centerline"],
-            polygon_xy=xy,
-            polygon_ring_offsets=ring_offsets,
-            polygon_part_offsets=part_offsets,
-            polygon_kind=self._table["kind"][rows],
-            polygon_on_route=arrays["polygon_on_route"],
-            track_corners=corners,
-            track_center=centers,
-            track_exists=arrays["track_exists"],
-            track_is_agent=arrays["track_is_agent"],
-            track_is_stopped=arrays["track_is_stopped"],
-            track_type=arrays["track_type"].astype(np.int64),
-            polygon_ids=tuple(self._polygon_ids[rows]),
-            track_tokens=tuple(token_text.split("\n")) if token_text else (),
-            track_poses=arrays["track_poses"],
-            track_sizes=arrays["track_sizes"],
-        )
+        polygons = polygon_views(self._table, self._polygon_ids, rows, taken)
+        return unpack_scene(blob, self.rules, entry, polygons)
 
     def _section(self, offset: int, size: int) -> NDArray[np.uint8]:
         return self._buffer[offset : offset + size]
@@ -457,15 +371,18 @@ def _take_polygons(xy, ring_offsets, part_offsets, rows):
 class SceneCache(Mapping[str, ScoringScene]):
     """Read access to a cache folder by scene token; shards are opened when first needed.
 
-    Objects can be pickled and sent to other processes, which open the files for themselves.
+    Objects can be pickled and sent to other processes, which open the files for themselves. Scenes of the
+    rules `navsim_v2` are `ScoringSceneV2`.
 
     Raises:
-      DataError: if the folder is no scene cache, or its manifest is damaged or of another version.
+      DataError: if the folder is no scene cache, or its manifest is damaged, of another version, or of other
+        rules than asked for.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, rules: str = RULES_V1) -> None:
         self.folder = Path(folder)
-        manifest = read_manifest(self.folder)
+        self.rules = rules
+        manifest = read_manifest(self.folder, rules)
         self._shard_of: dict[str, str] = {
             token: shard["file"] for shard in manifest["shards"] for token in shard["tokens"]
         }
@@ -510,8 +427,8 @@ class SceneCache(Mapping[str, ScoringScene]):
     def __contains__(self, token: object) -> bool:
         return token in self._shard_of
 
-    def __reduce__(self) -> tuple[type[SceneCache], tuple[Path]]:
-        return type(self), (self.folder,)
+    def __reduce__(self) -> tuple[type[SceneCache], tuple[Path, str]]:
+        return type(self), (self.folder, self.rules)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -524,11 +441,11 @@ class SceneCache(Mapping[str, ScoringScene]):
         return self._failures
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a cache folder.
+def read_manifest(folder: Path, rules: str = RULES_V1) -> dict[str, Any]:
+    """The manifest of a cache folder with scenes of the given rules.
 
     Raises:
-      DataError: if it is missing, damaged, foreign or of another version.
+      DataError: if it is missing, damaged, foreign, of another version or of other rules.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -550,28 +467,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"this is not the manifest of a scene cache: {path}; give the folder of a cache of ours"
         )
-    if manifest.get("version") != VERSION or manifest.get("rules") != RULES:
+    if manifest.get("version") != VERSION or manifest.get("rules") != rules:
         found = f"version {manifest.get('version')} and rules '{manifest.get('rules')}'"
         raise DataError(
-            f"the scene cache has {found}, this program reads version {VERSION} and rules '{RULES}': {path};"
+            f"the scene cache has {found}, but version {VERSION} and rules '{rules}' are needed: {path};"
             " build the cache again into another folder"
         )
     return manifest
 
 
-def write_manifest(folder: Path, failures: Mapping[str, str]) -> dict[str, Any]:
+def write_manifest(folder: Path, failures: Mapping[str, str], rules: str = RULES_V1) -> dict[str, Any]:
     """Finish a cache: check every shard and list its scenes.
 
     Where a token occurs twice, the newest shard counts. Shards without a scene that counts are removed.
 
     Raises:
-      DataError: if a shard is damaged or foreign.
+      DataError: if a shard is damaged, foreign or of other rules.
     """
     listed: set[str] = set()
     shards: list[dict[str, Any]] = []
     outdated: list[Path] = []
     for path in sorted(folder.glob(SHARD_PATTERN), reverse=True):
-        tokens = [token for token in Shard(path).tokens if token not in listed]
+        shard = Shard(path)
+        if shard.rules != rules:
+            raise DataError(f"a scene cache of rules '{rules}' holds a shard of '{shard.rules}': {path}")
+        tokens = [token for token in shard.tokens if token not in listed]
         listed.update(tokens)
         if tokens:
             shards.insert(0, {"file": path.name, "tokens": tokens})
@@ -580,7 +500,7 @@ def write_manifest(folder: Path, failures: Mapping[str, str]) -> dict[str, Any]:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "rules": RULES,
+        "rules": rules,
         "shards": shards,
         "failures": {token: reason for token, reason in failures.items() if token not in listed},
     }
@@ -596,8 +516,11 @@ class SceneCacheWriter:
     Use as a context manager: leaving it without an exception writes the last shard and the manifest.
     """
 
-    def __init__(self, folder: str | Path, scenes_per_shard: int = SCENES_PER_SHARD) -> None:
+    def __init__(
+        self, folder: str | Path, scenes_per_shard: int = SCENES_PER_SHARD, rules: str = RULES_V1
+    ) -> None:
         self.folder = Path(folder)
+        self.rules = rules
         self.folder.mkdir(parents=True, exist_ok=True)
         self._scenes_per_shard = scenes_per_shard
         self._number = next_shard_number(self.folder)
@@ -627,7 +550,7 @@ class SceneCacheWriter:
         """Write the last shard and the manifest."""
         if len(self._shard):
             self._flush()
-        write_manifest(self.folder, self._failures)
+        write_manifest(self.folder, self._failures, self.rules)
 
     def _flush(self) -> None:
         self._shard.write(self.folder / shard_name(self._number))

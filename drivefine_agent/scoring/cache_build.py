@@ -21,11 +21,13 @@ from typing import Any
 from tqdm import tqdm
 
 from drivefine_agent.data.logs import read_log
-from drivefine_agent.data.maps import load_map
+from drivefine_agent.data.maps import Map, load_map
 from drivefine_agent.data.scenes import SceneFilter, iter_windows
+from drivefine_agent.data.second_stage import read_second_stage
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.build_v2 import build_scoring_scene_v2
 from drivefine_agent.scoring.cache import (
     MANIFEST_NAME,
     SCENES_PER_SHARD,
@@ -38,6 +40,8 @@ from drivefine_agent.scoring.cache import (
     shard_name,
     write_manifest,
 )
+from drivefine_agent.scoring.cache_layout import NUM_SAMPLES, RULES_V1
+from drivefine_agent.scoring.types import ScoringScene
 
 LOCK_NAME = ".lock"
 PORTIONS_PER_WORKER = 4  # so that workers finish at about the same time
@@ -55,6 +59,8 @@ class SceneRef:
     num_future_frames: int
     fingerprint: int
     """Of the frames and the map that the scene is prepared from."""
+    is_second_stage: bool = False
+    """The file is that of one second-stage sample."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Portion:
     scenes: tuple[SceneRef, ...]
     maps_root: Path
     shard_path: Path
+    rules: str
 
 
 @dataclass(frozen=True)
@@ -95,24 +102,37 @@ def scene_refs(windows: Iterable[SceneWindow], maps_root: Path) -> list[SceneRef
                 num_history_frames=window.num_history_frames,
                 num_future_frames=window.num_future_frames,
                 fingerprint=zlib.crc32(_map_bytes(maps_root, window.map_name), window_checksum(window)),
+                is_second_stage=window.second_stage is not None,
             )
         )
     return refs
 
 
 def window_checksum(window: SceneWindow) -> int:
-    """Checksum of what scoring reads of a window: poses, motion, annotations, route and lights."""
+    """Checksum of what scoring reads of a window: poses, motion, annotations, route and lights.
+
+    The past and future lights count for NAVSIM 2's rules only, but a scene is cheap to prepare again.
+    """
     current = window.current
     parts = [
         repr((current.roadblock_ids, current.traffic_lights, window.map_name, window.log_name)).encode(),
         current.ego_velocity.tobytes(),
         current.ego_acceleration.tobytes(),
     ]
+    for frame in window.frames[: window.num_history_frames - 1]:  # the past counts under NAVSIM 2's rules
+        parts += [frame.timestamp_us.to_bytes(8, "little"), frame.ego_pose.tobytes()]
+        parts += [frame.ego_velocity.tobytes(), frame.ego_acceleration.tobytes()]
     for frame in window.frames[window.num_history_frames - 1 :]:
+        parts.append(repr(frame.traffic_lights).encode())
         parts += [frame.timestamp_us.to_bytes(8, "little"), frame.ego_pose.tobytes()]
         if frame.annotations is not None:
             parts += [frame.annotations.boxes.tobytes(), frame.annotations.velocity_3d.tobytes()]
             parts.append(repr((frame.annotations.names, frame.annotations.track_tokens)).encode())
+    if window.second_stage is not None:
+        for objects in window.second_stage.future_objects:
+            parts += [objects.poses.tobytes(), objects.sizes.tobytes(), objects.velocities.tobytes()]
+            parts.append(repr((objects.names, objects.track_tokens)).encode())
+        parts.append(repr(window.second_stage.future_lights).encode())
     return zlib.crc32(b"".join(parts))
 
 
@@ -133,6 +153,7 @@ def build_scene_cache(
     maps_root: Path,
     folder: Path,
     *,
+    rules: str = RULES_V1,
     num_workers: int = 1,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -143,6 +164,7 @@ def build_scene_cache(
       scenes: what to build.
       maps_root: NUPLAN_MAPS_ROOT.
       folder: of the cache; made if it does not exist.
+      rules: `navsim_v1` or `navsim_v2`; a folder holds scenes of one of them.
       num_workers: processes; 1 builds in this one.
       overwrite: build all scenes again; the cache's files are removed first.
       show_progress: draw a progress bar over the scenes.
@@ -154,15 +176,17 @@ def build_scene_cache(
     Raises:
       DataError: if the folder holds something else, a log or map cannot be read, or another build is running.
     """
+    if rules not in NUM_SAMPLES:
+        raise ValueError(f"rules must be one of {sorted(NUM_SAMPLES)}, got {rules!r}")
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         if overwrite:
             _remove_cache(folder)
-        kept, failures = _state(folder)
+        kept, failures = _state(folder, rules)
         missing = [scene for scene in scenes if kept.get(scene.token) != scene.fingerprint]
-        portions = _portions(missing, maps_root, folder, num_workers)
+        portions = _portions(missing, maps_root, folder, rules, num_workers)
         wanted = {scene.token for scene in missing}
         failed_before = {token: reason for token, reason in failures.items() if token not in wanted}
         failures = {}
@@ -179,7 +203,7 @@ def build_scene_cache(
                     failures.update(build_portion(portion, bar.update))
             else:
                 failures.update(_build_in_processes(portions, num_workers, bar))
-        write_manifest(folder, {**failed_before, **failures})
+        write_manifest(folder, {**failed_before, **failures}, rules)
     return BuildResult(len(missing) - len(failures), len(scenes) - len(missing), failures)
 
 
@@ -190,7 +214,7 @@ def build_portion(portion: Portion, advance: Any = None) -> dict[str, str]:
     fingerprints = {scene.token: scene.fingerprint for scene in portion.scenes}
     for window in _windows(portion.scenes):
         try:
-            scene = build_scoring_scene(window, load_map(portion.maps_root, window.map_name))
+            scene = _build(window, load_map(portion.maps_root, window.map_name), portion.rules)
             writer.add(scene, fingerprints[window.token])
         except SceneError as error:
             failures[window.token] = str(error)
@@ -201,10 +225,17 @@ def build_portion(portion: Portion, advance: Any = None) -> dict[str, str]:
     return failures
 
 
+def _build(window: SceneWindow, map_: Map, rules: str) -> ScoringScene:
+    return build_scoring_scene(window, map_) if rules == RULES_V1 else build_scoring_scene_v2(window, map_)
+
+
 def _windows(scenes: Sequence[SceneRef]) -> Iterator[SceneWindow]:
     """Cut the windows of scenes out of their logs, log by log."""
     by_log: dict[tuple[Path, int, int], list[str]] = {}
     for scene in scenes:
+        if scene.is_second_stage:
+            yield read_second_stage(scene.log_path)
+            continue
         key = (scene.log_path, scene.num_history_frames, scene.num_future_frames)
         by_log.setdefault(key, []).append(scene.token)
     for (log_path, num_history, num_future), tokens in by_log.items():
@@ -221,12 +252,14 @@ def _windows(scenes: Sequence[SceneRef]) -> Iterator[SceneWindow]:
         yield from windows
 
 
-def _portions(scenes: Sequence[SceneRef], maps_root: Path, folder: Path, num_workers: int) -> list[Portion]:
+def _portions(
+    scenes: Sequence[SceneRef], maps_root: Path, folder: Path, rules: str, num_workers: int
+) -> list[Portion]:
     size = -(-len(scenes) // (PORTIONS_PER_WORKER * num_workers)) if num_workers > 1 else SCENES_PER_SHARD
     size = max(1, min(SCENES_PER_SHARD, size))
     first = next_shard_number(folder)
     return [
-        Portion(tuple(scenes[start : start + size]), maps_root, folder / shard_name(first + index))
+        Portion(tuple(scenes[start : start + size]), maps_root, folder / shard_name(first + index), rules)
         for index, start in enumerate(range(0, len(scenes), size))
     ]
 
@@ -277,15 +310,16 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
     return failures
 
 
-def _state(folder: Path) -> tuple[dict[str, int | None], dict[str, str]]:
+def _state(folder: Path, rules: str) -> tuple[dict[str, int | None], dict[str, str]]:
     """Fingerprints of a folder's scenes, and scenes that failed before; damaged shards of ours are removed.
 
     Raises:
-      DataError: if the folder holds a foreign file under the name of a shard or manifest, or another version.
+      DataError: if the folder holds a foreign file under the name of a shard or manifest, another version, or
+        scenes of other rules.
     """
     failures: dict[str, str] = {}
     if (folder / MANIFEST_NAME).exists():
-        failures = read_manifest(folder)["failures"]
+        failures = read_manifest(folder, rules)["failures"]
     fingerprints: dict[str, int | None] = {}
     for path in sorted(folder.glob(SHARD_PATTERN)):
         try:

@@ -5,23 +5,25 @@ i is a dot product of its row of weights with the samples from `start[i]` on. Ev
 rounded to 8 decimals, then compared strictly.
 
 NAVSIM 1.1 passes the whole horizon as the window of most series, so one parabola stands for all 41 samples.
-Of an even window (8) the weights belong to the half sample *behind* the output; the four edge samples per
-side do not.
+NAVSIM 2 has windows of 8 and 15, puts the states of the past 1.5 s in front, and takes the acceleration at
+the vehicle's centre, by a formula that adds both rotation terms to the longitudinal axis. Of an even window
+(8) the weights belong to the half sample *behind* the output; the four edge samples per side do not.
 
-Shape letters: P proposals, S = 41 simulated states.
-Source: pdm-scorer 4.9 and 4.10; NAVSIM v1.1, pdm_comfort_metrics.py.
+Shape letters: P proposals, S = 41 simulated states, H history states, n = H + S.
+Source: pdm-scorer 4.9 and 4.10; NAVSIM v1.1 and v2.2, pdm_comfort_metrics.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import factorial
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from drivefine_agent.constants import NUM_SIM_STATES, SIM_INTERVAL_S
+from drivefine_agent.constants import EGO_REAR_AXLE_TO_CENTER_M, NUM_SIM_STATES, SIM_INTERVAL_S
 from drivefine_agent.geometry.indices import StateIndex
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.types import FloatArray
@@ -35,6 +37,7 @@ MAX_ABS_YAW_RATE_RADPS = 0.95
 MAX_ABS_YAW_ACCEL_RADPS2 = 1.93
 
 _ACCEL_WINDOW = 8
+_JERK_WINDOW = 15
 _YAW_WINDOW = 5
 
 
@@ -90,20 +93,19 @@ def savgol_filter(
     return SeriesFilter(start, weights)
 
 
-# The official sampling interval is the mean step of arange(41) * 0.1.
-_INTERVAL_S = float(np.mean(np.diff(np.arange(NUM_SIM_STATES) * SIM_INTERVAL_S)))
+Table = tuple[NDArray[np.int64], FloatArray]
+"""First input sample (n,) and weights (n, window) of a filter, as the kernels take them."""
 
 
-def _filter(window: int, degree: int, derivative: int) -> tuple[NDArray[np.int64], FloatArray]:
-    table = savgol_filter(NUM_SIM_STATES, window, degree, derivative, _INTERVAL_S)
+@lru_cache(maxsize=64)
+def filter_table(num_samples: int, window: int, degree: int, derivative: int) -> Table:
+    """A filter for a series of `num_samples`; a longer window is cut to the series.
+
+    The official sampling interval is the mean step of arange(n) * 0.1.
+    """
+    interval_s = float(np.mean(np.diff(np.arange(num_samples) * SIM_INTERVAL_S)))
+    table = savgol_filter(num_samples, min(window, num_samples), degree, derivative, interval_s)
     return kernel_input(table.start, np.int64), kernel_input(table.weights)
-
-
-_SMOOTH_ALL = _filter(NUM_SIM_STATES, 2, 0)
-_SMOOTH_SHORT = _filter(_ACCEL_WINDOW, 2, 0)
-_SLOPE_ALL = _filter(NUM_SIM_STATES, 2, 1)
-_YAW_RATE = _filter(_YAW_WINDOW, 2, 1)
-_YAW_ACCEL = _filter(_YAW_WINDOW, 3, 2)
 
 
 def comfort(states: FloatArray) -> FloatArray:
@@ -133,7 +135,49 @@ def comfort_margins(states: FloatArray) -> FloatArray:
         raise ValueError(
             f"expected states of shape (P, {NUM_SIM_STATES}, {len(StateIndex)}), got {states.shape}"
         )
-    return _margins(kernel_input(states), _SMOOTH_ALL, _SMOOTH_SHORT, _SLOPE_ALL, _YAW_RATE, _YAW_ACCEL)
+    array, n = kernel_input(states), NUM_SIM_STATES
+    return _margins(
+        array,
+        kernel_input(array[:, :, StateIndex.AX]),
+        filter_table(n, n, 2, 0),
+        filter_table(n, _ACCEL_WINDOW, 2, 0),
+        filter_table(n, n, 2, 1),
+        filter_table(n, _YAW_WINDOW, 2, 1),
+        filter_table(n, _YAW_WINDOW, 3, 2),
+    )
+
+
+def history_comfort(states: FloatArray, history: FloatArray) -> FloatArray:
+    """NAVSIM 2's comfort sub-score of each proposal, with the recorded past in front of it.
+
+    Args:
+      states: (P, 41, 11) simulated states.
+      history: (H, 11) logged states before t = 0 at 0.1 s (`ScoringSceneV2.history_states`).
+
+    Returns:
+      (P,) 1 where all six series stay within their bounds, else 0.
+    """
+    is_comfortable = np.all(history_comfort_margins(states, history) > 0.0, axis=-1)
+    return np.where(is_comfortable, 1.0, 0.0)
+
+
+def history_comfort_margins(states: FloatArray, history: FloatArray) -> FloatArray:
+    """(P, 6) like `comfort_margins`, under NAVSIM 2's rules."""
+    past = np.broadcast_to(history, (len(states), *history.shape))
+    array = kernel_input(np.concatenate([past, states], axis=1))
+    n = array.shape[1]
+    turning = array[:, :, StateIndex.YAW_RATE] ** 2 + array[:, :, StateIndex.YAW_ACCEL]
+    center_ax = array[:, :, StateIndex.AX] + EGO_REAR_AXLE_TO_CENTER_M * turning
+    smooth = filter_table(n, _ACCEL_WINDOW, 2, 0)
+    return _margins(
+        array,
+        kernel_input(center_ax),
+        smooth,
+        smooth,
+        filter_table(n, _JERK_WINDOW, 2, 1),
+        filter_table(n, _YAW_WINDOW, 2, 1),
+        filter_table(n, _YAW_WINDOW, 3, 2),
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -153,25 +197,25 @@ def _margin(series, low, high):
 
 
 @njit(cache=True, nogil=True)
-def _margins(states, smooth_all, smooth_short, slope_all, yaw_rate, yaw_accel):
+def _margins(states, lon_accel, smooth_accel, smooth_short, slope, yaw_rate, yaw_accel):
     num_proposals, num_states, _ = states.shape
     margins = np.empty((num_proposals, 6))
     series = np.empty(num_states)
     smooth = np.empty(num_states)
     out = np.empty(num_states)
     for p in range(num_proposals):
-        _apply(states[p, :, 5], smooth_all, out)
+        _apply(lon_accel[p], smooth_accel, out)
         margins[p, 0] = _margin(out, MIN_LON_ACCEL_MPS2, MAX_LON_ACCEL_MPS2)
-        _apply(states[p, :, 6], smooth_all, out)
+        _apply(states[p, :, 6], smooth_accel, out)
         margins[p, 1] = _margin(out, -MAX_ABS_LAT_ACCEL_MPS2, MAX_ABS_LAT_ACCEL_MPS2)
 
         for t in range(num_states):
             series[t] = np.hypot(states[p, t, 5], states[p, t, 6])
         _apply(series, smooth_short, smooth)
-        _apply(smooth, slope_all, out)
+        _apply(smooth, slope, out)
         margins[p, 2] = _margin(out, -MAX_ABS_JERK_MPS3, MAX_ABS_JERK_MPS3)
-        _apply(states[p, :, 5], smooth_short, smooth)
-        _apply(smooth, slope_all, out)
+        _apply(lon_accel[p], smooth_short, smooth)
+        _apply(smooth, slope, out)
         margins[p, 3] = _margin(out, -MAX_ABS_LON_JERK_MPS3, MAX_ABS_LON_JERK_MPS3)
 
         turns = 0.0

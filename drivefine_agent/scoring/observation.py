@@ -19,14 +19,12 @@ from drivefine_agent.geometry.indices import BoxIndex
 from drivefine_agent.geometry.se2 import wrap_angle
 from drivefine_agent.scoring.nuplan_boxes import geos_centroids, nuplan_box_corners
 
-NUM_OBSERVATION_FRAMES = 11  # 0.0, 0.5, ..., 5.0 s
-NUM_SAMPLES = 51
+NUM_OBSERVATION_FRAMES = 11  # NAVSIM 1.1: 0.0, 0.5, ..., 5.0 s
+NUM_OBSERVATION_FRAMES_V2 = 9  # NAVSIM 2: 0.0, 0.5, ..., 4.0 s
 SAMPLES_PER_FRAME = 5
 STOPPED_SPEED_MPS = 0.05
 NUM_AGENT_TYPES = len(AGENT_TYPES)  # the first entries of TRACK_TYPES
 
-_SAMPLE_TIMES_S = np.arange(NUM_SAMPLES) * 0.1
-_FRAME_TIMES_S = np.arange(NUM_OBSERVATION_FRAMES) * 0.5
 _TYPE_INDEX = {name: index for index, name in enumerate(TRACK_TYPES)}
 
 
@@ -122,7 +120,7 @@ def frame_tracks(frame: Frame, rear_axle: FloatArray) -> FrameTracks:
 
 
 def resample_tracks(frames: Sequence[FrameTracks]) -> SampledTracks:
-    """Resample 11 frames of 0.5 s to 51 samples of 0.1 s, linearly and track by track.
+    """Resample F frames of 0.5 s to T = 5 (F - 1) + 1 samples of 0.1 s, linearly and track by track.
 
     A track exists from its first to its last frame, gaps included. One that occurs in a single frame is there
     at all samples. Size, type and whether it stands still are those of its first frame. The nominal times
@@ -163,8 +161,10 @@ def resample_tracks(frames: Sequence[FrameTracks]) -> SampledTracks:
 def _interpolate(knots: FloatArray, seen: NDArray[np.bool_]) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Poses (T, K, 3) and existence (T, K) from knots (F, K, 3); on a knot the segment before it counts."""
     num_frames, num_tracks = seen.shape
-    poses = np.zeros((NUM_SAMPLES, num_tracks, 3))
-    exists = np.zeros((NUM_SAMPLES, num_tracks), dtype=bool)
+    num_samples = SAMPLES_PER_FRAME * (num_frames - 1) + 1
+    sample_times_s, frame_times_s = np.arange(num_samples) * 0.1, np.arange(num_frames) * 0.5
+    poses = np.zeros((num_samples, num_tracks, 3))
+    exists = np.zeros((num_samples, num_tracks), dtype=bool)
     if num_tracks == 0:
         return poses, exists
     first = np.argmax(seen, axis=0)
@@ -177,22 +177,22 @@ def _interpolate(knots: FloatArray, seen: NDArray[np.bool_]) -> tuple[FloatArray
         np.where(seen, frame_index, -1), axis=0
     )  # (F, K) last seen at or before f
     following = np.minimum.accumulate(np.where(seen, frame_index, num_frames)[::-1], axis=0)[::-1]
-    upper_frame = -(-np.arange(NUM_SAMPLES) // SAMPLES_PER_FRAME)  # first frame at or after the sample
+    upper_frame = -(-np.arange(num_samples) // SAMPLES_PER_FRAME)  # first frame at or after the sample
     high = np.clip(following[upper_frame], None, last)  # (T, K)
     low = previous[np.maximum(upper_frame - 1, 0)]
     at_first = high <= first
     low = np.where(at_first, first, low)
     high = np.where(at_first, following[np.minimum(first + 1, num_frames - 1), np.arange(num_tracks)], high)
-    sample = np.arange(NUM_SAMPLES)[:, None]
+    sample = np.arange(num_samples)[:, None]
     exists = (first * SAMPLES_PER_FRAME <= sample) & (sample <= last * SAMPLES_PER_FRAME)
     low = np.where(exists & ~single, low, first)
     high = np.where(exists & ~single, high, first)
 
     headings = _unwrap_seen(knots[..., 2], seen)
     tracks = np.arange(num_tracks)[None, :]
-    x_low = _FRAME_TIMES_S[low]
-    span = _FRAME_TIMES_S[high] - x_low
-    offset = _SAMPLE_TIMES_S[:, None] - x_low
+    x_low = frame_times_s[low]
+    span = frame_times_s[high] - x_low
+    offset = sample_times_s[:, None] - x_low
     moving = span > 0
     safe_span = np.where(moving, span, 1.0)
     for field in range(3):

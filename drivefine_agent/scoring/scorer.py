@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
+from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES, NUM_SIM_STATES
 from drivefine_agent.errors import TrajectoryError
 from drivefine_agent.geometry.indices import StateIndex
 from drivefine_agent.scoring.aggregate import pdm_score_v1, progress_against_reference, progress_within_batch
@@ -172,21 +172,7 @@ def score_v1(scene: ScoringScene, poses: ArrayLike) -> SubScoresV1:
       TrajectoryError: if the shape is wrong or a row is not finite, or leads to states that are not; names
         the row.
     """
-    array = _as_array(poses)
-    if array is None or array.ndim != 3 or array.shape[1:] != _POSES_SHAPE:
-        raise TrajectoryError(
-            f"expected numeric poses of shape (P, {NUM_POSES}, {NUM_POSE_FIELDS}), got {_described(poses)} "
-            f"for scene {scene.token!r}: resample to 0.5 s before scoring"
-        )
-    array = array.astype(np.float64)
-    finite = np.isfinite(array).all(axis=(1, 2))
-    if not finite.all():
-        raise TrajectoryError(_not_finite_message(array, int(np.argmin(finite)), scene.token))
-    states = _simulated(scene, array)
-    finite = np.isfinite(states).all(axis=(1, 2))
-    if not finite.all():
-        raise TrajectoryError(_no_states_message(int(np.argmin(finite)), scene.token))
-    return _score_against_reference(scene, states)
+    return _score_against_reference(scene, checked_poses(scene, poses))
 
 
 def score_v1_rows(
@@ -201,19 +187,9 @@ def score_v1_rows(
     Returns:
       Sub-scores, NaN in bad rows, and per row the reason, None for good ones.
     """
-    errors: list[str | None] = [None] * len(poses)
-    good = np.zeros((len(poses), *_POSES_SHAPE))
-    for row, given in enumerate(poses):
-        errors[row] = _row_error(given, row, scene.token)
-        if errors[row] is None:
-            good[row] = np.asarray(given, dtype=np.float64)
+    states, errors = good_poses(scene, poses)
     is_good = np.array([error is None for error in errors], dtype=bool)
-    states = _simulated(scene, good[is_good])
-    finite = np.isfinite(states).all(axis=(1, 2))
-    for row in np.flatnonzero(is_good)[~finite]:
-        errors[row] = _no_states_message(int(row), scene.token)
-        is_good[row] = False
-    scores = _score_against_reference(scene, states[finite])
+    scores = _score_against_reference(scene, states[is_good])
     filled = {}
     for name in SubScoresV1.names():
         filled[name] = np.full(len(errors), np.nan)
@@ -221,7 +197,57 @@ def score_v1_rows(
     return SubScoresV1(**filled), errors
 
 
-def _simulated(scene: ScoringScene, poses: FloatArray) -> FloatArray:
+def checked_poses(scene: ScoringScene, poses: ArrayLike) -> FloatArray:
+    """(P, 41, 11) simulated states of proposals.
+
+    Args:
+      scene: where they start.
+      poses: (P, 8, 3) in the ego frame of t = 0.
+
+    Raises:
+      TrajectoryError: if the shape is wrong or a row is not finite, or leads to states that are not; names
+        the row.
+    """
+    array = _as_array(poses)
+    if array is None or array.ndim != 3 or array.shape[1:] != _POSES_SHAPE:
+        raise TrajectoryError(
+            f"expected numeric poses of shape (P, {NUM_POSES}, {NUM_POSE_FIELDS}), got {_described(poses)} "
+            f"for scene {scene.token!r}: resample to 0.5 s before scoring"
+        )
+    array = array.astype(np.float64)
+    finite = np.isfinite(array).all(axis=(1, 2))
+    if not finite.all():
+        raise TrajectoryError(_not_finite_message(array, int(np.argmin(finite)), scene.token))
+    states = simulated(scene, array)
+    finite = np.isfinite(states).all(axis=(1, 2))
+    if not finite.all():
+        raise TrajectoryError(_no_states_message(int(np.argmin(finite)), scene.token))
+    return states
+
+
+def good_poses(
+    scene: ScoringScene, poses: Sequence[ArrayLike] | FloatArray
+) -> tuple[FloatArray, list[str | None]]:
+    """Simulated states (P, 41, 11), NaN in rows that cannot be simulated, and per row why not.
+
+    Args:
+      scene: where they start.
+      poses: P rows, each (8, 3).
+    """
+    errors = [_row_error(given, row, scene.token) for row, given in enumerate(poses)]
+    states = np.full((len(poses), NUM_SIM_STATES, len(StateIndex)), np.nan)
+    rows = [row for row, error in enumerate(errors) if error is None]
+    if rows:
+        states[rows] = simulated(scene, np.array([np.asarray(poses[row], dtype=np.float64) for row in rows]))
+    for row in rows:
+        if not np.isfinite(states[row]).all():
+            errors[row] = _no_states_message(row, scene.token)
+            states[row] = np.nan
+    return states, errors
+
+
+def simulated(scene: ScoringScene, poses: FloatArray) -> FloatArray:
+    """(P, 41, 11) states of the simulated vehicle that follows poses (P, 8, 3)."""
     reference = proposals_to_reference(scene.initial_state, scene.timestamp_us, poses)
     return simulate(reference, scene.initial_state)
 

@@ -1,7 +1,8 @@
 """Records of the scorer: a scene ready to be scored, as flat arrays, and the result of scoring.
 
 Shape letters: P proposals, T samples of 0.1 s (51: 0 to 5 s; NAVSIM 2: 41, 0 to 4 s), K tracks, M map
-polygons, N centreline vertices. Everything is float64 in the global (UTM) frame of the map unless said otherwise.
+polygons, N centreline vertices. Everything is float64 in the global (UTM) frame of the map unless said
+otherwise.
 """
 
 from __future__ import annotations
@@ -98,20 +99,28 @@ class ReactiveTraffic:
     """(V,) index of each vehicle among the scene's tracks."""
     vehicle_poses: FloatArray
     """(V, 3) centre x, y, heading at t = 0, as annotated."""
+    vehicle_sizes: FloatArray
+    """(V, 2) length, width [m]."""
     vehicle_speed: FloatArray
     """(V,) length of the velocity at t = 0 [m/s]."""
     may_freeze: NDArray[np.bool_]
     """(V,) stays where it is while it is not simulated and nothing else stands there; others vanish."""
     agent_vehicle: NDArray[np.int64]
     """(A,) index into the vehicles, in the order in which NAVSIM moves them."""
+    agent_poses: FloatArray
+    """(A, 3) where the agent's box blocks the others until its first move: snapped to its lane."""
     agent_progress: FloatArray
     """(A,) where the agent starts on its path [m]."""
     agent_target_speed: FloatArray
     """(A,) [m/s]."""
     path_xy: FloatArray
     """(N, 2) vertices of all paths."""
+    path_heading: FloatArray
+    """(N,) heading of each vertex towards the next, unwrapped along its path [rad]."""
+    path_progress: FloatArray
+    """(N,) way from the beginning of its path to each vertex [m]."""
     path_offsets: NDArray[np.int64]
-    """(A + 1,) slices of path_xy, one per agent."""
+    """(A + 1,) slices of the vertices, one per agent."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,8 @@ class ScoringSceneV2(ScoringScene):
     """(L,) lane connector ids."""
     traffic: ReactiveTraffic | None = None
     """None in scenes that can be scored with non-reactive traffic only."""
+    traffic_error: str = ""
+    """Why reactive traffic fails for the recorded driver already; NAVSIM then always fails the scene."""
     human_zeros_log_replay: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(6, dtype=bool))
     """(6,) sub-scores of HUMAN_FILTERED that are 0 for the human driver in non-reactive traffic."""
     human_zeros_idm: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(6, dtype=bool))
@@ -173,11 +184,13 @@ class SubScoresV2:
     """NC x DAC x DDC x TLC, lifted by the human-penalty filter under the rule `true`, not under `legacy`."""
     pdm_score: FloatArray
     """Interim score without extended comfort (divisor 14), never lifted by the filter."""
+    weighted_metrics: FloatArray
+    """(P, 4) EP, TTC, LK, HC as they enter the final score: lifted under `true`, not under `legacy`."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The columns, in the order of `tools/score_trajectories.py`."""
-        return tuple(f.name for f in fields(cls))
+        """The columns (P,), in the order of `tools/score_trajectories.py`."""
+        return tuple(f.name for f in fields(cls) if f.name != "weighted_metrics")
 
 
 @dataclass(frozen=True)

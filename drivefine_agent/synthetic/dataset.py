@@ -7,18 +7,16 @@ finished log leaves a stamp; a second run with the same configuration makes only
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
-import numpy as np
 from tqdm import tqdm
 
 from drivefine_agent.constants import (
@@ -27,40 +25,33 @@ from drivefine_agent.constants import (
     MAP_VERSIONS,
     NUM_FUTURE_FRAMES,
     NUM_HISTORY_FRAMES,
+    NUM_POSES,
 )
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.dataset_paths import SCENES_FOLDER, SECOND_STAGE_FOLDER
 from drivefine_agent.data.log_writer import write_log
 from drivefine_agent.data.map_writer import MapLayers, map_path, write_map, write_maps_index
 from drivefine_agent.data.scenes import SceneFilter
+from drivefine_agent.data.second_stage import read_second_stage
+from drivefine_agent.data.second_stage_writer import SceneAttributes, write_attributes
 from drivefine_agent.data.sensors import write_image
 from drivefine_agent.data.split_writer import write_split
-from drivefine_agent.data.splits import Split
-from drivefine_agent.data.types import Annotations, CameraRecord, Frame
+from drivefine_agent.data.splits import Split, StageGroup
 from drivefine_agent.errors import DataError
-from drivefine_agent.synthetic.camera import Camera, Renderer, make_camera
-from drivefine_agent.synthetic.lanes import FloatArray, wrap
-from drivefine_agent.synthetic.map_layers import global_id, merge_layers, neighbourhood_layers
+from drivefine_agent.synthetic.camera import Renderer, make_camera
+from drivefine_agent.synthetic.log_content import SPLIT_NAMES, LogPlan, SplitName, log_frames
+from drivefine_agent.synthetic.map_layers import merge_layers, neighbourhood_layers
 from drivefine_agent.synthetic.samples import choose_samples
-from drivefine_agent.synthetic.world import World, WorldFrame, build_neighbourhood, build_world, seed_of
+from drivefine_agent.synthetic.second_stage import SecondStageOptions, choose_starts, write_groups
+from drivefine_agent.synthetic.world import build_neighbourhood, build_world, seed_of
 
 GENERATOR_VERSION = 1
 """Raise when the same configuration gives other bytes, so that old output is not mixed with new."""
-CITY_ORIGINS: dict[str, tuple[float, float]] = {
-    "us-ma-boston": (331_000.0, 4_691_000.0),
-    "us-nv-las-vegas-strip": (665_000.0, 3_998_000.0),
-    "us-pa-pittsburgh-hazelwood": (589_000.0, 4_476_000.0),
-    "sg-one-north": (365_000.0, 143_500.0),
-}
-"""Place of the first neighbourhood in each city's UTM zone [m]."""
+SECOND_STAGE_VERSION = 1
+"""The same for the second stage alone."""
+_SECOND_STAGE_KEYS = ("num_two_stage_groups", "followups_per_group")
 TRAIN_CITIES = ("us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
 TEST_CITY = "sg-one-north"
-NEIGHBOURHOOD_SPACING_M = 1800.0
-NEIGHBOURHOODS_PER_ROW = 24
-ANNOTATION_RADIUS_M = 70.0
-FIRST_TIMESTAMP_US = 1_620_000_000_000_000
-
-SplitName = Literal["train", "val", "test"]
-SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -87,6 +78,10 @@ class WorldConfig:
     images: Literal["samples", "all", "none"] = "samples"
     """Which frames get images: current frames of samples, all frames, or no frame."""
     jpeg_quality: int = 90
+    num_two_stage_groups: int = 0
+    """Moments of the test drives that get a second stage (NAVSIM 2). Without test drives there are none."""
+    followups_per_group: int = 5
+    """Pairs of second-stage samples for each of them."""
     num_workers: int | None = None
     """Processes; None: one per core. Has no influence on the result."""
 
@@ -105,6 +100,11 @@ class WorldConfig:
             raise DataError("numbers of logs must not be negative")
         if min(self.train_frame_interval, self.val_frame_interval, self.test_frame_interval) < 1:
             raise DataError("frame intervals must be at least 1")
+        if self.num_two_stage_groups < 0 or self.followups_per_group < 1:
+            raise DataError(
+                "num_two_stage_groups must not be negative and followups_per_group must be at least 1, got "
+                f"{self.num_two_stage_groups} and {self.followups_per_group}"
+            )
         if not 0.0 <= self.easy_share <= 1.0:
             raise DataError(f"easy_share must lie in 0 ... 1, got {self.easy_share}")
 
@@ -122,26 +122,6 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
-class LogPlan:
-    """One log to be made."""
-
-    name: str
-    split: SplitName
-    data_split: str
-    """Folder below navsim_logs and sensor_blobs."""
-    map_name: str
-    place: int
-    """Number of the neighbourhood within its city."""
-    seed: int
-
-    @property
-    def origin(self) -> FloatArray:
-        """(2,) city coordinates of the neighbourhood's local origin [m]."""
-        row, column = divmod(self.place, NEIGHBOURHOODS_PER_ROW)
-        return np.array(CITY_ORIGINS[self.map_name]) + NEIGHBOURHOOD_SPACING_M * np.array([column, row])
-
-
-@dataclass(frozen=True)
 class WorldSummary:
     """What a run did."""
 
@@ -150,6 +130,8 @@ class WorldSummary:
     num_scenes: dict[str, int] = field(default_factory=dict)
     num_made: int = 0
     """Logs made in this run; the others were there already."""
+    num_second_stage: int = 0
+    """Second-stage samples of the split world_two_stage."""
 
 
 def make_world(config: WorldConfig, show_progress: bool = True) -> WorldSummary:
@@ -185,7 +167,9 @@ def make_world(config: WorldConfig, show_progress: bool = True) -> WorldSummary:
         data_split = "test" if split == "test" else "trainval"
         write_split(root / "splits", Split(f"world_{split}", data_split, scene_filter))
         num_scenes[split] = len(tokens)
-    return WorldSummary(root, {str(s): config.num_logs(s) for s in SPLIT_NAMES}, num_scenes, len(todo))
+    num_second_stage = _make_second_stage(root, config, plans, show_progress)
+    num_logs = {str(split): config.num_logs(split) for split in SPLIT_NAMES}
+    return WorldSummary(root, num_logs, num_scenes, len(todo), num_second_stage)
 
 
 def plan_logs(config: WorldConfig) -> list[LogPlan]:
@@ -202,81 +186,6 @@ def plan_logs(config: WorldConfig) -> list[LogPlan]:
             )
             places[city] += 1
     return plans
-
-
-def make_token(*parts: object) -> str:
-    """16 hexadecimal characters that follow from the parts."""
-    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def log_frames(world: World, plan: LogPlan, cameras: dict[str, Camera]) -> list[Frame]:
-    """The frames of a log, at the neighbourhood's place in its city."""
-    route = tuple(str(global_id(plan.place, block)) for block in world.route_blocks)
-    start = FIRST_TIMESTAMP_US + (plan.seed % 10_000_000) * 1_000_000
-    frames = []
-    for index, frame in enumerate(world.frames):
-        pose = frame.ego_pose.copy()
-        pose[:2] += plan.origin
-        frames.append(
-            Frame(
-                token=make_token(plan.name, plan.seed, "frame", index),
-                timestamp_us=start + index * round(FRAME_INTERVAL_S * 1e6),
-                ego_pose=pose,
-                ego_velocity=frame.ego_velocity,
-                ego_acceleration=frame.ego_acceleration,
-                driving_command=np.eye(4, dtype=np.int64)[frame.command],
-                roadblock_ids=route,
-                traffic_lights=_lights(world, frame, plan.place),
-                annotations=_annotations(frame, plan, index),
-                cameras={
-                    name: CameraRecord(
-                        f"{plan.name}/{name}/{make_token(plan.name, plan.seed, 'frame', index)}.jpg",
-                        camera.rotation,
-                        camera.translation,
-                        camera.intrinsics,
-                        np.zeros(5),
-                    )
-                    for name, camera in cameras.items()
-                },
-                log_name=plan.name,
-                map_name=plan.map_name,
-                scene_token=make_token(plan.name, plan.seed, "scene"),
-            )
-        )
-    return frames
-
-
-def _lights(world: World, frame: WorldFrame, place: int) -> tuple[tuple[int, bool], ...]:
-    """(connector, is red) for all connectors that have a light."""
-    states = []
-    for (junction, arm), light in sorted(frame.lights.items()):
-        for connector in world.network.junctions[junction].connectors:
-            if world.network.segments[connector].arm == arm:
-                states.append((global_id(place, connector), light == "red"))
-    return tuple(states)
-
-
-def _annotations(frame: WorldFrame, plan: LogPlan, index: int) -> Annotations:
-    """Boxes in the ego frame of what is near."""
-    x, y, heading = frame.ego_pose
-    near = [t for t in frame.tracks if np.hypot(t.x - x, t.y - y) < ANNOTATION_RADIUS_M]
-    cos, sin = np.cos(heading), np.sin(heading)
-    boxes, velocities = np.zeros((len(near), 7)), np.zeros((len(near), 3))
-    for row, track in enumerate(near):
-        dx, dy = track.x - x, track.y - y
-        boxes[row] = (
-            cos * dx + sin * dy,
-            -sin * dx + cos * dy,
-            0.5 * track.height,
-            track.length,
-            track.width,
-            track.height,
-            float(wrap(track.heading - heading)),
-        )
-        velocities[row, :2] = cos * track.vx + sin * track.vy, -sin * track.vx + cos * track.vy
-    tracks = tuple(make_token(plan.name, plan.seed, "track", t.id) for t in near)
-    instances = tuple(make_token(plan.name, plan.seed, "box", t.id, index) for t in near)
-    return Annotations(boxes, tuple(t.kind for t in near), velocities, instances, tracks)
 
 
 def _make_log(config: WorldConfig, plan: LogPlan) -> str:
@@ -300,6 +209,81 @@ def _make_log(config: WorldConfig, plan: LogPlan) -> str:
     stamp = json.dumps([frames[index].token for index in samples])
     write_bytes(_stamp_path(root, plan), stamp.encode())
     return plan.name
+
+
+def _make_second_stage(root: Path, config: WorldConfig, plans: list[LogPlan], show_progress: bool) -> int:
+    """Writes the second stage and its split; returns the number of samples."""
+    logs = [plan for plan in plans if plan.split == "test"]
+    if not config.num_two_stage_groups or not logs:
+        return 0
+    _claim_second_stage(root, config)
+    counts = {plan.name: 0 for plan in logs}
+    for index in range(config.num_two_stage_groups):
+        counts[logs[index % len(logs)].name] += 1
+    logs = [plan for plan in logs if counts[plan.name]]
+    todo = [plan for plan in logs if not _groups_path(root, plan).is_file()]
+    arguments = [(config, plan, counts[plan.name]) for plan in todo]
+    for _ in tqdm(
+        _run_all(_make_groups, arguments, config.num_workers),
+        total=len(todo),
+        desc="Departing from the drives",
+        unit="log",
+        disable=not show_progress,
+    ):
+        pass
+    groups = [group for plan in logs for group in _read_groups(root, plan)]
+    first = tuple(token for group in groups for token in (group.token, group.previous_token))
+    second = tuple(token for group in groups for pair in group.pairs for token in pair)
+    scene_filter = SceneFilter(
+        num_future_frames=NUM_POSES,  # NAVSIM finds the second stage by the frame at exactly 4 s
+        frame_interval=1,
+        log_names=tuple(plan.name for plan in logs),
+        tokens=first,
+        include_synthetic_scenes=True,
+        reactive_synthetic_initial_tokens=second,
+    )
+    write_split(root / "splits", Split("world_two_stage", "test", scene_filter, tuple(groups)))
+    folder = root / SECOND_STAGE_FOLDER
+    write_attributes(
+        folder,
+        (
+            SceneAttributes(read_second_stage(folder / SCENES_FOLDER / f"{token}.pkl"), f"{group.token}-{i}")
+            for group in groups
+            for i, pair in enumerate(group.pairs)
+            for token in pair
+        ),
+    )
+    return len(second)
+
+
+def _make_groups(config: WorldConfig, plan: LogPlan, count: int) -> str:
+    """Makes the two-stage groups of one log, then their stamp."""
+    cv2.setNumThreads(1)
+    root = Path(config.output)
+    world = build_world(plan.seed, config.log_duration_s)
+    samples = choose_samples(
+        world.frames, plan.seed, config.test_frame_interval, config.easy_error_m, config.easy_share
+    )
+    starts = choose_starts(len(world.frames), samples, count, plan.seed)
+    options = SecondStageOptions(
+        config.followups_per_group, config.cameras, config.images, config.jpeg_quality
+    )
+    groups = write_groups(root, root / SECOND_STAGE_FOLDER, world, plan, starts, options)
+    write_bytes(_groups_path(root, plan), json.dumps([astuple(group) for group in groups]).encode())
+    return plan.name
+
+
+def _groups_path(root: Path, plan: LogPlan) -> Path:
+    """A file that exists once the second stage of a log is complete; it lists its groups."""
+    return root / ".world" / f"{plan.name}.two_stage.json"
+
+
+def _read_groups(root: Path, plan: LogPlan) -> list[StageGroup]:
+    """The groups of a finished log."""
+    return [
+        StageGroup(token, previous, tuple((now, before) for now, before in pairs))
+        for token, previous, pairs in json.loads(_groups_path(root, plan).read_text())
+    ]
 
 
 def _layers(config: WorldConfig, plan: LogPlan) -> MapLayers:
@@ -350,9 +334,21 @@ def _read_stamp(root: Path, plan: LogPlan) -> list[str]:
 
 def _claim(root: Path, config: WorldConfig) -> None:
     """Notes the configuration in the dataset's folder; refuses a folder of another configuration."""
-    content = {k: v for k, v in asdict(config).items() if k not in ("output", "num_workers")}
-    content = json.loads(json.dumps({"generator_version": GENERATOR_VERSION, **content}))
-    path = root / ".world" / "config.json"
+    values = {
+        k: v for k, v in asdict(config).items() if k not in ("output", "num_workers", *_SECOND_STAGE_KEYS)
+    }
+    _note(root / ".world" / "config.json", {"generator_version": GENERATOR_VERSION, **values}, root)
+
+
+def _claim_second_stage(root: Path, config: WorldConfig) -> None:
+    """The same for the second stage, which can be added to a finished dataset."""
+    values = {key: getattr(config, key) for key in _SECOND_STAGE_KEYS}
+    _note(root / ".world" / "two_stage.json", {"generator_version": SECOND_STAGE_VERSION, **values}, root)
+
+
+def _note(path: Path, values: dict[str, Any], root: Path) -> None:
+    """Writes what a folder was made with, or compares it with what stands there."""
+    content = json.loads(json.dumps(values))
     if path.is_file():
         found = json.loads(path.read_text())
         if found != content:

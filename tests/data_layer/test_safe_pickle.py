@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from drivefine_agent.data.log_writer import with_numpy_1_names
+from drivefine_agent.data.pickle_names import with_numpy_1_names
 from drivefine_agent.data.safe_pickle import load_pickle, load_pickle_bytes
 from drivefine_agent.errors import DataError, UnsafePickleError
 

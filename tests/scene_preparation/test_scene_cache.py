@@ -2,8 +2,9 @@ import json
 import pickle
 import struct
 import zlib
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from drivefine_agent.data.scenes import SceneFilter, load_scenes
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.build import build_scoring_scene
-from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter
+from drivefine_agent.scoring.build_v2 import build_scoring_scene_v2
+from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter, write_manifest
 from drivefine_agent.scoring.cache_build import build_scene_cache, scene_refs, window_checksum
+from drivefine_agent.scoring.cache_layout import RULES_V2
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -37,10 +40,13 @@ def folder(tmp_path: Path, scenes: list[ScoringScene]) -> Path:
     return tmp_path / "cache"
 
 
-def assert_equal(ours: ScoringScene, expected: ScoringScene) -> None:
-    for field in fields(ScoringScene):
+def assert_equal(ours: Any, expected: Any) -> None:
+    assert type(ours) is type(expected)
+    for field in fields(expected):
         a, b = getattr(ours, field.name), getattr(expected, field.name)
-        if isinstance(b, np.ndarray):
+        if is_dataclass(b):
+            assert_equal(a, b)
+        elif isinstance(b, np.ndarray):
             assert a.dtype == b.dtype, field.name
             np.testing.assert_array_equal(a, b, err_msg=field.name)
         else:
@@ -53,6 +59,28 @@ def test_scenes_come_out_bit_for_bit_as_they_went_in(folder: Path, scenes: list[
     assert len(list(folder.glob("*.shard"))) == -(-len(scenes) // 3)
     for scene in scenes:
         assert_equal(cache[scene.token], scene)
+
+
+def test_scenes_of_navsim_2_come_out_as_they_went_in(
+    navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], tmp_path: Path
+) -> None:
+    built = [build_scoring_scene_v2(w, load_map(navsim_mini / "maps", w.map_name)) for w in windows]
+    assert any(scene.red_light_ids for scene in built)
+    bare = replace(built[0], token="bare", red_light_ids=(), red_light_on=np.zeros((41, 0), dtype=bool))
+    with SceneCacheWriter(tmp_path, scenes_per_shard=3, rules=RULES_V2) as writer:
+        for scene in (*built, bare):
+            writer.add(scene)
+    cache = SceneCache(tmp_path, RULES_V2)
+    for scene in (*built, bare):
+        assert_equal(cache[scene.token], scene)
+    with pytest.raises(DataError, match="rules 'navsim_v2', but version 1 and rules 'navsim_v1' are needed"):
+        SceneCache(tmp_path)
+    with pytest.raises(DataError, match="holds a shard of 'navsim_v2'"):
+        write_manifest(tmp_path, {})
+    mixed = SceneCacheWriter(tmp_path / "mixed")
+    mixed.add(scenes[0])
+    with pytest.raises(ValueError, match="of the same rules"):
+        mixed.add(built[0])
 
 
 def test_a_cached_scene_scores_like_the_built_one(folder: Path, scenes: list[ScoringScene]) -> None:
@@ -169,7 +197,7 @@ def test_a_folder_without_a_manifest_is_no_cache(tmp_path: Path, folder: Path) -
     [
         ("{", "manifest of the scene cache is damaged"),
         ('{"a": 1}', "not the manifest of a scene cache"),
-        ('{"format": "drivefine-scene-cache", "version": 0}', "version 0 .* reads version 1"),
+        ('{"format": "drivefine-scene-cache", "version": 0}', "version 0 .* version 1 .* needed"),
     ],
     ids=["damaged", "foreign", "old"],
 )

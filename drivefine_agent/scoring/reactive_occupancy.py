@@ -1,0 +1,161 @@
+"""What the reactive vehicles and the ego occupy, and which of it is next ahead.
+
+Geometries are made only when somebody comes near: most vehicles drive alone.
+Source: pdm-scorer 4.13; nuplan-devkit, occupancy_map/strtree_occupancy_map.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from drivefine_agent.errors import TrafficError
+from drivefine_agent.scoring.reactive_paths import bounds_of, lines_within, may_touch
+from drivefine_agent.scoring.types import FloatArray
+
+SIMPLIFY_TOLERANCE_M = 1e-5
+TIE_TOLERANCE_M = 1e-9
+MARGIN_M = 1e-3
+EGO_TOKEN = "ego"
+
+Geometry = Any  # a shapely geometry
+
+
+class Occupancy:
+    """Entries 0 ... A - 1 for the agents and A for the ego, each a geometry around a line.
+
+    NAVSIM simplifies every geometry before each agent's turn, again and again. `next_turn` only counts, and
+    the passes are made up for when a geometry is looked at; the first one that changes nothing is the last.
+    What stands still keeps its geometries.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._tokens = (*tokens, EGO_TOKEN)
+        size = len(self._tokens)
+        self._bounds: FloatArray = np.full((size, 4), np.inf)
+        self._line: list[FloatArray] = [np.zeros((0, 2))] * size
+        self._half_width = [0.0] * size
+        self._make: list[Callable[[], Geometry] | None] = [None] * size
+        self._stages: list[list[Geometry]] = [[] for _ in range(size)]  # as made, simplified once, twice, ...
+        self._is_simple = [False] * size  # the last stage equals the one before
+        self._corridor: list[tuple[FloatArray, Geometry] | None] = [None] * size
+        self._set_at = [0] * size  # in which turn the entry was set
+        self._turn = 0
+
+    def set(self, entry: int, line: FloatArray, half_width: float, make: Callable[[], Geometry]) -> None:
+        """Replace an entry by a geometry that will be made when needed.
+
+        Args:
+          entry: index.
+          line: (m, 2) every point of the geometry is within half_width of it; the same line means the same
+            geometry.
+          half_width: [m].
+          make: makes the geometry.
+        """
+        self._set_at[entry] = self._turn
+        if np.array_equal(line, self._line[entry]):
+            return
+        self._bounds[entry] = bounds_of(line, half_width + MARGIN_M)
+        self._line[entry] = line
+        self._half_width[entry] = half_width
+        self._make[entry] = make
+        self._stages[entry] = []
+        self._is_simple[entry] = False
+
+    def remove(self, entry: int) -> None:
+        """Nothing touches the entry any more."""
+        self._bounds[entry] = np.inf
+        self._make[entry] = None
+
+    def next_turn(self) -> None:
+        """The next agent looks around: every geometry is simplified once more."""
+        self._turn += 1
+
+    def touches_own(self, agent: int, line: FloatArray, half_width: float) -> bool:
+        """Whether the agent's corridor, the line (m, 2) widened, touches its own geometry."""
+        return bool(shapely.intersects(self._simplified(agent), self._widened(agent, line, half_width)))
+
+    def nearest_ahead(self, agent: int, line: FloatArray, half_width: float) -> tuple[int, float] | None:
+        """The entry nearest to an agent's geometry of those that touch its corridor, and the gap [m].
+
+        None where the corridor touches only the agent itself.
+
+        Raises:
+          TrafficError: all that is ahead goes unseen, since its token is a part of the agent's token.
+        """
+        near = [
+            entry
+            for entry in np.flatnonzero(may_touch(line, half_width + MARGIN_M, self._bounds)).tolist()
+            if entry != agent
+            and lines_within(line, self._line[entry], half_width + self._half_width[entry] + MARGIN_M)
+        ]
+        if not near:
+            return None
+        corridor = self._widened(agent, line, half_width)
+        ahead = [entry for entry in near if shapely.intersects(self._simplified(entry), corridor)]
+        if not ahead:
+            return None
+        # nuPlan means to leave out the agent itself, and leaves out every token that its token contains
+        seen = [entry for entry in ahead if self._tokens[entry] not in self._tokens[agent]]
+        if not seen:
+            raise TrafficError(
+                f"what is ahead of the vehicle '{self._tokens[agent]}' goes unseen, as that token contains"
+                f" '{self._tokens[ahead[0]]}': NAVSIM fails such a token too; rename the track in the log"
+            )
+        own = self._simplified(agent)
+        nearest = seen[0]
+        if len(seen) > 1:
+            distances = shapely.distance(own, _array([self._simplified(entry) for entry in seen]))
+            nearest = seen[int(np.argmin(distances))]
+            if np.sum(distances <= np.min(distances) + TIE_TOLERANCE_M) > 1:
+                nearest = self._nearest_of_tied(agent, own, corridor)
+        gap = shapely.length(shapely.shortest_line(own, self._simplified(nearest)))
+        return nearest, float(gap)
+
+    def _nearest_of_tied(self, agent: int, own: Geometry, corridor: Geometry) -> int:
+        """Of entries at the same distance, the one that GEOS's tree finds; the tree decides by its layout."""
+        entries = [entry for entry, make in enumerate(self._make) if make is not None]
+        geometries = _array([self._simplified(entry) for entry in entries])
+        hits = shapely.STRtree(geometries).query(corridor)
+        ahead = [entries[hit] for hit in hits if shapely.intersects(geometries[hit], corridor)]
+        seen = [entry for entry in ahead if self._tokens[entry] not in self._tokens[agent]]
+        tree = shapely.STRtree(_array([self._simplified(entry) for entry in seen]))
+        return seen[int(tree.nearest(own))]
+
+    def _widened(self, agent: int, line: FloatArray, half_width: float) -> Geometry:
+        last = self._corridor[agent]
+        if last is None or not np.array_equal(line, last[0]):
+            last = line, widened(line, half_width)
+            self._corridor[agent] = last
+        return last[1]
+
+    def _simplified(self, entry: int) -> Geometry:
+        stages = self._stages[entry]
+        if not stages:
+            make = self._make[entry]
+            assert make is not None
+            stages.append(make())
+        due = self._turn - self._set_at[entry]
+        while len(stages) <= due and not self._is_simple[entry]:
+            before = stages[-1]
+            after = before.simplify(SIMPLIFY_TOLERANCE_M, preserve_topology=True)
+            self._is_simple[entry] = bool(
+                shapely.get_num_coordinates(before) == shapely.get_num_coordinates(after)
+            )
+            stages.append(after)
+        return stages[min(due, len(stages) - 1)]
+
+
+def widened(line: FloatArray, half_width: float) -> shapely.Polygon:
+    """A line (m, 2) widened to both sides, cut off square at its ends, as nuPlan widens it."""
+    return shapely.buffer(shapely.linestrings(line), half_width, quad_segs=16, cap_style="flat")
+
+
+def _array(geometries: list[Geometry]) -> NDArray[np.object_]:
+    array = np.empty(len(geometries), dtype=object)
+    array[:] = geometries
+    return array
