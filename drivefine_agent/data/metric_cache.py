@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +24,9 @@ from drivefine_agent.constants import (
     EGO_WIDTH_M,
     NUM_POSE_FIELDS,
     NUM_POSES,
-    TRACK_TYPES,
 )
-from drivefine_agent.data.metric_cache_pickle import MAX_CACHE_BYTES, Record, load_metric_cache_pickle
+from drivefine_agent.data.metric_cache_pickle import MAX_CACHE_BYTES, load_metric_cache_pickle
+from drivefine_agent.data.nuplan_records import Record, global_objects, objects_in_order
 from drivefine_agent.data.types import FloatArray, GlobalObjects
 from drivefine_agent.errors import DataError, UnsafePickleError
 from drivefine_agent.geometry.indices import StateIndex
@@ -120,7 +120,7 @@ def read_metric_cache(path: str | Path, max_bytes: int = MAX_CACHE_BYTES) -> Met
 def _metric_cache(record: Record) -> MetricCacheFile:
     is_v2 = "map_parameters" in record.fields
     version: Literal["1.1", "2.2"] = "2.2" if is_v2 else "1.1"
-    place = _args(_field(record, "file_path"), "PosixPath")
+    place = PurePosixPath(_text(_field(record, "file_path"))).parts
     if len(place) < 4:
         raise DataError(f"a metric cache's own path must end in log/type/token/file, got {'/'.join(place)!r}")
     current = _field(record, "ego_state")
@@ -131,7 +131,7 @@ def _metric_cache(record: Record) -> MetricCacheFile:
     unique = _field(observation, "_unique_objects")
     if not isinstance(unique, dict):
         raise DataError("the unique objects of a metric cache must be a dict")
-    unique_objects = _objects(list(unique.values()))
+    unique_objects = objects_in_order(list(unique.values()), "a metric cache")
     if unique_objects.track_tokens != tuple(unique):
         raise DataError("the unique objects of a metric cache must be listed by their own tokens")
     unknown = {token for sample in samples for token in sample.tokens} - set(unique)
@@ -177,7 +177,7 @@ def _only_v2(record: Record, observation: Record) -> dict[str, Any]:
         "history_us": history_us,
         "history_states": history_states,
         "tracks": _detections(_field(observation, "_detections_tracks"), NUM_SAMPLES["2.2"]),
-        "past_objects": _detections(_field(record, "past_detections_tracks"), None),
+        "past_objects": _detections(_field(record, "past_detections_tracks")),
         "current_objects": current_objects,
         "future_objects": _detections(_field(record, "future_tracked_objects"), NUM_SAMPLES["2.2"] - 1),
     }
@@ -195,7 +195,7 @@ def _human_poses(value: Any) -> FloatArray | None:
 
 def _samples(observation: Record, num_samples: int, is_v2: bool) -> tuple[ObservedSample, ...]:
     maps = _list(_field(observation, "_occupancy_maps"), num_samples)
-    if list(_field(observation, "_global_to_local_idcs")) != list(range(num_samples)):
+    if _list(_field(observation, "_global_to_local_idcs")) != list(range(num_samples)):
         raise DataError("every sample of a metric cache must have its own occupancy map")
     samples = []
     for occupancy in maps:
@@ -226,42 +226,9 @@ def _box_corners(polygon: shapely.Polygon) -> FloatArray:
     return corners[:4]
 
 
-def _detections(value: Any, count: int | None) -> tuple[GlobalObjects, ...]:
+def _detections(value: Any, count: int | None = None) -> tuple[GlobalObjects, ...]:
     """Lists of detections, each as arrays."""
-    return tuple(
-        _objects(
-            _list(
-                _field(
-                    _of_kind(_field(_of_kind(item, "DetectionsTracks"), "tracked_objects"), "TrackedObjects"),
-                    "tracked_objects",
-                )
-            )
-        )
-        for item in _list(value, count)
-    )
-
-
-def _objects(objects: Sequence[Any]) -> GlobalObjects:
-    """Agents and static objects as arrays, in their order."""
-    names, tokens = [], []
-    poses, sizes = np.zeros((len(objects), 3)), np.zeros((len(objects), 2))
-    velocities = np.zeros((len(objects), 2))
-    for row, item in enumerate(objects):
-        is_agent = isinstance(item, Record) and item.kind == "Agent"
-        if not is_agent:
-            _of_kind(item, "StaticObject")
-        (number,) = _args(_field(item, "_tracked_object_type"), "TrackedObjectType")
-        if not 0 <= number < len(TRACK_TYPES):
-            raise DataError(f"objects must have a type number of {len(TRACK_TYPES)}, got {number}")
-        names.append(TRACK_TYPES[number])
-        metadata = _of_kind(_field(item, "_metadata"), "SceneObjectMetadata")
-        tokens.append(_text(_field(metadata, "track_token")))
-        box = _of_kind(_field(item, "_box"), "OrientedBox")
-        poses[row] = _pose(_field(box, "_center"))
-        sizes[row] = _number(_field(box, "_length")), _number(_field(box, "_width"))
-        if is_agent:
-            velocities[row] = _vector(_field(item, "_velocity"))
-    return GlobalObjects(tuple(names), tuple(tokens), poses, sizes, velocities)
+    return tuple(global_objects(item, "a metric cache") for item in _list(value, count))
 
 
 def _ego_states(trajectory: Any) -> tuple[NDArray[np.int64], FloatArray]:

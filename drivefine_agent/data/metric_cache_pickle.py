@@ -15,11 +15,13 @@ import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import shapely
 
+from drivefine_agent.constants import TRACK_TYPES
+from drivefine_agent.data.nuplan_records import Record, member_of, path_text, record_class
 from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, Guard, load_pickle_bytes
 from drivefine_agent.errors import DataError, UnsafePickleError
 
@@ -30,48 +32,6 @@ _MAX_DECODER_BYTES = 64 * 1024**2  # NAVSIM's preset needs less than 1 MiB
 _WKB_POLYGON, _WKB_MULTI_POLYGON = 3, 6
 
 
-class Record:
-    """An object of a known class in a pickle: the attributes it was written with, and no behaviour."""
-
-    __slots__ = ("fields",)
-    fields: dict[str, Any]
-    kind: ClassVar[str] = ""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Record:
-        """An object without attributes yet; pickles make records so, and set the state afterwards."""
-        if args or kwargs:
-            raise UnsafePickleError(f"{cls.kind} may not be called with arguments in a metric cache")
-        record = super().__new__(cls)
-        object.__setattr__(record, "fields", {})
-        return record
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise UnsafePickleError(f"a metric cache tried to set the attribute {name!r:.40} of {self.kind}")
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2 and state[0] is None:
-            state = state[1]  # how classes with __slots__ are written
-        if self.fields or not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise UnsafePickleError(f"{self.kind} in a metric cache has a state that pickle does not write")
-        self.fields.update(state)
-
-
-def _record_class(name: str) -> type[Record]:
-    return type(name, (Record,), {"kind": name, "__slots__": ()})
-
-
-class _Call(Record):
-    """The result of a call that a pickle made; its arguments are kept as `args`."""
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...]) -> _Call:
-        call = cls()
-        call.fields["args"] = args
-        return call
-
-
 # Calls: class name -> the types of the arguments with which NAVSIM's classes are written.
 _CALLS: dict[str, tuple[type | tuple[type, ...], ...]] = {
     "PDMPath": (list,),
@@ -80,16 +40,11 @@ _CALLS: dict[str, tuple[type | tuple[type, ...], ...]] = {
     "InterpolatedTrajectory": (list,),
     "VehicleParameters": (float, float, float, float, float, str, str, float),
     "SemanticMapLayer": (int,),
-    "TrackedObjectType": (int,),
     "SceneFrameType": (int,),
 }
 
 
-def _call_class(name: str) -> type[_Call]:
-    return type(name, (_Call,), {"kind": name, "__slots__": ()})
-
-
-_CALL_CLASSES = {name: _call_class(name) for name in (*_CALLS, "PosixPath")}
+_CALL_CLASSES = {name: record_class(name) for name in _CALLS}
 
 
 def _call(name: str, *args: Any) -> Record:
@@ -99,19 +54,15 @@ def _call(name: str, *args: Any) -> Record:
         raise UnsafePickleError(
             f"{name} is called in a metric cache with arguments that NAVSIM does not write"
         )
-    return _CALL_CLASSES[name].of(args)
+    record = _CALL_CLASSES[name]()
+    record.fields["args"] = args
+    return record
 
 
 def _is_argument(value: Any, allowed: type | tuple[type, ...]) -> bool:
     if allowed is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, allowed) and not isinstance(value, bool)
-
-
-def _path(*parts: Any) -> Record:
-    if not all(isinstance(part, str) for part in parts):
-        raise UnsafePickleError("a path in a metric cache must be made of texts")
-    return _CALL_CLASSES["PosixPath"].of(parts)
 
 
 def _from_wkb(content: Any) -> shapely.Polygon:
@@ -175,7 +126,6 @@ _CALLED = (
     (f"{_PDM}.observation.pdm_occupancy_map", "PDMDrivableMap"),
     ("nuplan.planning.simulation.trajectory.interpolated_trajectory", "InterpolatedTrajectory"),
     (f"{_STATE}.vehicle_parameters", "VehicleParameters"),
-    (f"{_STATE}.tracked_objects_types", "TrackedObjectType"),
     ("nuplan.common.maps.maps_datatypes", "SemanticMapLayer"),
     ("navsim.common.enums", "SceneFrameType"),
 )
@@ -183,12 +133,15 @@ _CALLED = (
 
 def _known_names() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = dict(NUMPY_AND_BUILTINS)
-    names.update({(module, name): _record_class(name) for module, name in _RECORDS})
+    names.update({(module, name): record_class(name) for module, name in _RECORDS})
     functions: dict[tuple[str, str], Callable[..., Any]] = {
         (module, name): partial(_call, name) for module, name in _CALLED
     }
+    functions[f"{_STATE}.tracked_objects_types", "TrackedObjectType"] = member_of(
+        "TrackedObjectType", (*TRACK_TYPES, "ego")
+    )
     for module in ("pathlib", "pathlib._local"):
-        functions[module, "PosixPath"] = _path
+        functions[module, "PosixPath"] = path_text
     functions["shapely.io", "from_wkb"] = _from_wkb
     names.update({key: Guard(function) for key, function in functions.items()})
     return names
