@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import hydra
+import numpy as np
+import pandas as pd
 from omegaconf import DictConfig
 
 from drivefine_agent.commands import run_command
@@ -69,6 +71,45 @@ def demo(config: DictConfig) -> None:
         f"output_dir={output / 'eval' / 'drivefine_blind'}",
     )
 
+    # The same plans by NAVSIM 2's rules, then two stages: what comes after the plans, as if they had been driven.
+    # The second needs plans of its own, from images rendered there, and gives a file for the leaderboard.
+    epdms, two_stage = output / "eval" / "drivefine_epdms", output / "eval" / "drivefine_two_stage"
+    run_command(
+        "tools/evaluate.py",
+        "benchmark=navsim_v2",
+        "agent=none",
+        f"predictions={output / 'eval' / 'drivefine' / 'predictions.parquet'}",
+        data,
+        "train_test_split=world_test",
+        f"output_dir={epdms}",
+    )
+    stages = ("benchmark=navhard_two_stage", data, "train_test_split=world_two_stage")
+    run_command(
+        "tools/evaluate.py",
+        *stages,
+        "agent=constant_velocity",
+        f"output_dir={output / 'eval' / 'constant_velocity_two_stage'}",
+    )
+    run_command(
+        "tools/evaluate.py",
+        *stages,
+        "agent=drivefine",
+        f"agent.checkpoint_path={hybrid / 'model'}",
+        f"output_dir={two_stage}",
+    )
+    submission = output / "submission" / "submission.pkl"
+    run_command(
+        "tools/create_submission.py",
+        f"predictions={two_stage / 'predictions.parquet'}",
+        *stages[1:],
+        "team_name=DriveFine demo",
+        "authors=Nobody",
+        "email=nobody@example.org",
+        "institution=None",
+        "country=None",
+        f"output={submission}",
+    )
+
     # Tables and a page to look at.
     names = ("drivefine", "drivefine_sft", "drivefine_blind", *BASELINES)
     before = output / "eval" / "drivefine" / "results_before_refinement.csv"
@@ -82,14 +123,20 @@ def demo(config: DictConfig) -> None:
     folders = ", ".join(f"{name}: {output / 'eval' / name}" for name in names)
     run_command("tools/make_report.py", f"runs={{{folders}}}", f"output={report}", *test)
 
+    print("\nDriveFine by the three benchmarks:")
+    for folder in (epdms, two_stage):
+        for row in pd.read_csv(folder / "scores.csv").itertuples():
+            if not np.isnan(row.score):
+                print(f"  {row.benchmark:18} {row.name:23} {100 * row.score:5.1f}   {row.num_valid} scenes")
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for what, path in (
         ("world", world),
         ("model", hybrid / "model"),
         ("results", output / "eval"),
+        ("submission", submission),
         ("report", report),
     ):
-        print(f"  {what:8} {path}")
+        print(f"  {what:10} {path}")
 
 
 @hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="demo")

@@ -3,7 +3,8 @@
     python tools/make_world.py output=dataset num_train_logs=70 num_test_logs=12 seed=0
 
 Every key of navsim_configs/make_world.yaml can be given as key=value. A second call with the same keys
-makes only what is missing; the result does not depend on the number of processes.
+makes only what is missing; the result does not depend on the number of processes. The splits are
+world_train, world_val and world_test, and world_two_stage for the two-stage evaluation of NAVSIM 2.
 """
 
 from __future__ import annotations

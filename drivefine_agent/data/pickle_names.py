@@ -46,3 +46,14 @@ def numpy_1_name(module: str, name: str) -> tuple[str, str]:
 def with_numpy_1_names(pickled: bytes) -> bytes:
     """A pickle of protocol 3 in which numpy's functions have the names that numpy 1.x knows."""
     return rename_globals(pickled, numpy_1_name)
+
+
+def named_modules(pickled: bytes) -> set[str]:
+    """Dotted texts in a pickle of any protocol among which are all modules that it names."""
+    found = set()
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL":
+            found.add(str(argument).split(" ")[0])
+        elif "UNICODE" in opcode.name and "." in str(argument):  # protocol 4 pushes names like any text
+            found.add(str(argument))
+    return found

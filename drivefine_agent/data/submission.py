@@ -11,6 +11,7 @@ Source: NAVSIM v1.1 and v2.2, navsim/planning/script/run_create_submission_pickl
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -141,7 +142,10 @@ def write_submission(path: str | Path, submission: Submission) -> None:
     Raises:
       DataError: a token is no text, poses are not (8, 3) or not finite, or the place cannot be written.
     """
-    content: dict[str, Any] = {key: getattr(submission.team, name) for name, key in METADATA_KEYS.items()}
+    # A pickle writes the same text object once only: equal texts become one object, so the bytes are fixed.
+    content: dict[str, Any] = {
+        key: sys.intern(getattr(submission.team, name)) for name, key in METADATA_KEYS.items()
+    }
     sampling = PickledSampling(num_poses=NUM_POSES, time_horizon=HORIZON_S, interval_length=POSE_INTERVAL_S)
     if submission.is_two_stage:
         content[FIRST_STAGE] = [_trajectories(submission.first_stage, sampling)]
@@ -166,7 +170,7 @@ def _trajectories(predictions: Predictions, sampling: PickledSampling) -> dict[s
                 f"a submission needs finite poses of shape {(NUM_POSES, NUM_POSE_FIELDS)}, got shape "
                 f"{array.shape} with {int((~np.isfinite(array)).sum())} non-finite numbers for {token!r}"
             )
-        trajectories[token] = PickledTrajectory(poses=array, trajectory_sampling=sampling)
+        trajectories[sys.intern(token)] = PickledTrajectory(poses=array, trajectory_sampling=sampling)
     return trajectories
 
 

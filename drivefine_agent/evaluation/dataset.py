@@ -10,7 +10,7 @@ from pathlib import Path
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.data.scenes import load_scenes
 from drivefine_agent.data.second_stage import load_second_stage
-from drivefine_agent.data.splits import StageGroup, load_split
+from drivefine_agent.data.splits import Split, StageGroup, load_split
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 
@@ -62,6 +62,17 @@ class SplitScenes:
     synthetic_sensor_path: Path | None = None
     groups: tuple[StageGroup, ...] = ()
     """Which samples belong together, of splits with two stages."""
+
+
+def load_split_of(keys: DatasetKeys, environment: Mapping[str, str] | None = None) -> Split:
+    """The split alone, without its logs.
+
+    Raises:
+      DataError: unknown split (with the known ones), or its files are damaged.
+    """
+    environment = os.environ if environment is None else environment
+    paths = _dataset_paths(keys, environment)
+    return load_split(keys.train_test_split, _split_folders(keys, paths, environment))
 
 
 def load_split_scenes(

@@ -193,6 +193,7 @@ def _identify_plans(
         "agent": dict(agent),
         "files": file_identities([*named, *logs]),
         "sensor_path": str(settings.sensor_path),
+        "synthetic_sensor_path": str(settings.synthetic_sensor_path),
         "blank_image": settings.blank_image,
     }
 

@@ -106,17 +106,35 @@ def test_a_second_run_takes_everything_over(scenes: SplitScenes, scene_cache: Pa
     assert json.loads(third.summary.read_text())["num_taken_over"] == 0
 
 
+@pytest.mark.parametrize(("kind", "num_taken_over"), [("outcomes", 10), ("plans", 24)])
 def test_a_stopped_run_goes_on_and_ends_like_an_uninterrupted_one(
-    scenes: SplitScenes, scene_cache: Path, tmp_path: Path
+    kind: str, num_taken_over: int, scenes: SplitScenes, scene_cache: Path, tmp_path: Path
 ) -> None:
+    """Stopped while it scored, or while it planned (and then all plans turn out as before)."""
     whole = run("human", scenes, tmp_path / "whole", scene_cache)
     run("human", scenes, tmp_path / "stopped", scene_cache)
-    (log,) = (tmp_path / "stopped" / "outcomes").glob("*.jsonl")
+    (log,) = (tmp_path / "stopped" / "outcomes").glob(f"{kind}-*.jsonl")
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:10]) + lines[10][:50])
     resumed = run("human", scenes, tmp_path / "stopped", scene_cache)
-    assert json.loads(resumed.summary.read_text())["num_taken_over"] == 10
+    assert json.loads(resumed.summary.read_text())["num_taken_over"] == num_taken_over
     assert resumed.results.read_bytes() == whole.results.read_bytes()
+    assert len(log.read_text().splitlines()) == 24
+
+
+def test_scores_of_other_plans_are_not_taken_over(
+    scenes: SplitScenes, scene_cache: Path, tmp_path: Path
+) -> None:
+    """A plan that changed under the scoring log is scored again."""
+    first = run("human", scenes, tmp_path, scene_cache)
+    (log,) = (tmp_path / "outcomes").glob("plans-*.jsonl")
+    lines = log.read_text().splitlines()
+    plan = json.loads(lines[0])
+    plan["stages"]["final"]["poses"][0] += 1.0
+    log.write_text("\n".join([json.dumps(plan), *lines[1:]]) + "\n")
+    second = run("human", scenes, tmp_path, scene_cache)
+    assert json.loads(second.summary.read_text())["num_taken_over"] == 23
+    assert len(first.table) == len(second.table) == 24
 
 
 def test_another_agent_or_image_in_the_same_folder_takes_nothing_over(

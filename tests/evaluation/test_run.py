@@ -11,7 +11,8 @@ from drivefine_agent.baselines.constant_velocity import ConstantVelocity
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, SceneOutcome
-from drivefine_agent.evaluation.run import Evaluator, RefiningPlanner, SceneSource, evaluate, failures
+from drivefine_agent.evaluation.run import Driver, RefiningPlanner, SceneSource, drive, failures
+from drivefine_agent.evaluation.score import ScoringJob, score_scene
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -57,8 +58,15 @@ class Planner:
         return np.stack([poses] * len(cases))
 
 
-def run(planner: Planner, scenes: SceneSource, done: dict | None = None, **keys: int) -> list[SceneOutcome]:
-    return evaluate(Evaluator(planner, scenes, no_image), WINDOWS, done or {}, lambda outcomes: None, **keys)
+def score(plans: Mapping[str, SceneOutcome], scenes: SceneSource) -> list[SceneOutcome]:
+    job = ScoringJob("navsim_v1")
+    return [score_scene(scenes, job, scene, plans[scene.token]) for scene in WINDOWS if scene.token in plans]
+
+
+def run(planner: Planner, scenes: SceneSource, **keys: int) -> list[SceneOutcome]:
+    """Both passes."""
+    plans = drive(Driver(planner, scenes, no_image), WINDOWS, {}, lambda outcomes: None, **keys)
+    return score(plans, scenes)
 
 
 def test_every_scene_has_its_score_in_the_order_of_the_scenes() -> None:
@@ -70,27 +78,33 @@ def test_every_scene_has_its_score_in_the_order_of_the_scenes() -> None:
     assert outcomes[0].stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
 
 
-def test_valid_outcomes_are_taken_over_and_failed_ones_tried_again() -> None:
-    first = run(Planner(), source(without="bd"))
-    assert [outcome.token for outcome in first if not outcome.is_valid] == ["b", "d"]
+def test_valid_plans_are_taken_over_and_failed_ones_tried_again() -> None:
+    class Lame(Planner):
+        def plan(self, cases: Sequence[PlanningCase]) -> NDArray[np.float64]:
+            if any(case.window.token in "bd" for case in cases):
+                raise DataError("cannot plan")
+            return super().plan(cases)
+
+    first = drive(Driver(Lame(), source(), no_image), WINDOWS, {}, lambda outcomes: None)
+    assert [token for token, plan in first.items() if not plan.is_valid] == ["b", "d"]
     planner, finished = Planner(), []
-    second = evaluate(
-        Evaluator(planner, source(), no_image),
+    second = drive(
+        Driver(planner, source(), no_image),
         WINDOWS,
-        {outcome.token: outcome for outcome in first},
+        first,
         lambda outcomes: None,
         on_progress=finished.append,
     )
     assert planner.asked == ["bd"]
-    assert all(outcome.is_valid for outcome in second)
-    assert second[0] == first[0]
+    assert all(plan.is_valid for plan in second.values())
+    assert second["a"] == first["a"]
     assert finished == [3, 2]
 
 
-def test_outcomes_are_kept_after_each_batch() -> None:
+def test_plans_are_kept_after_each_batch() -> None:
     kept: list[str] = []
-    evaluator = Evaluator(Planner(), source(), no_image)
-    evaluate(evaluator, WINDOWS, {}, lambda out: kept.append("".join(o.token for o in out)), batch_size=2)
+    driver = Driver(Planner(), source(), no_image)
+    drive(driver, WINDOWS, {}, lambda out: kept.append("".join(o.token for o in out)), batch_size=2)
     assert kept == ["ab", "cd", "e"]
 
 
@@ -193,8 +207,8 @@ def test_only_planners_that_ask_see_the_image_and_the_privileged_scene() -> None
 
     image = np.zeros((2, 2, 3), dtype=np.uint8)
     looking, privileged = Looking(), Privileged()
-    evaluate(Evaluator(looking, source(), lambda scene: image), WINDOWS[:1], {}, lambda outcomes: None)
-    evaluate(Evaluator(privileged, source(), no_image), WINDOWS[:1], {}, lambda outcomes: None)
+    drive(Driver(looking, source(), lambda scene: image), WINDOWS[:1], {}, lambda outcomes: None)
+    drive(Driver(privileged, source(), no_image), WINDOWS[:1], {}, lambda outcomes: None)
     assert looking.seen.front_image is image
     assert looking.seen.scoring_scene is None
     assert privileged.seen.front_image is None
@@ -208,7 +222,7 @@ def test_a_missing_image_is_a_failed_scene() -> None:
     def read(scene: SceneWindow) -> NDArray[np.uint8]:
         raise DataError("no image at x.jpg")
 
-    outcomes = evaluate(Evaluator(Looking(), source(), read), WINDOWS, {}, lambda outcomes: None)
+    outcomes = score(drive(Driver(Looking(), source(), read), WINDOWS, {}, lambda outcomes: None), source())
     assert {row["error"] for row in failures(outcomes)} == {"DataError: no image at x.jpg"}
     assert len(failures(outcomes)) == 5
 
@@ -223,8 +237,8 @@ def test_drivefine_is_a_refining_planner_unless_refinement_is_off() -> None:
     for agent in (refining, unrefined):
         assert isinstance(agent, BatchPlanner)
         assert isinstance(agent, RefiningPlanner)
-    assert Evaluator(refining, source(), no_image).stage_names == (FINAL, GENERATED)
-    assert Evaluator(unrefined, source(), no_image).stage_names == (FINAL,)
+    assert Driver(refining, source(), no_image).stage_names == (FINAL, GENERATED)
+    assert Driver(unrefined, source(), no_image).stage_names == (FINAL,)
 
 
 def test_batch_size_must_be_positive() -> None:
