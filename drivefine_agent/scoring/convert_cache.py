@@ -27,6 +27,7 @@ from drivefine_agent.scoring.build_v2 import (
     judge_reference_and_human,
     resample_history,
 )
+from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
 from drivefine_agent.scoring.drivable_map import DrivableMap, polygon_arrays
 from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
 from drivefine_agent.scoring.observation import (
@@ -41,6 +42,8 @@ from drivefine_agent.scoring.simulate import simulate
 from drivefine_agent.scoring.trajectory import resample_reference
 from drivefine_agent.scoring.types import PolygonKind, ScoringScene, ScoringSceneV2
 
+RULES_OF_VERSION = {"1.1": RULES_V1, "2.2": RULES_V2}
+"""NAVSIM version -> rules that its metric caches are for."""
 NUM_REFERENCE_POSES = 51
 _REFERENCE_STEP_US = 100_000
 _BOX_TOLERANCE_M = 1e-6  # corners lie some 1e-9 m from those of the pose found for them
