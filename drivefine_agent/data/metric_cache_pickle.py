@@ -65,13 +65,14 @@ def _is_argument(value: Any, allowed: type | tuple[type, ...]) -> bool:
     return isinstance(value, allowed) and not isinstance(value, bool)
 
 
-def _from_wkb(content: Any) -> shapely.Polygon:
+def _from_wkb(*args: Any) -> shapely.Polygon:
     """A single polygon in WKB; the one part of a multi-polygon is unwrapped.
 
     Collections are never handed to GEOS, whose reader would follow any nesting.
     """
-    if not isinstance(content, bytes):
+    if len(args) != 1 or not isinstance(args[0], bytes):
         raise UnsafePickleError("a geometry in a metric cache must be made from bytes")
+    content = args[0]
     kind, after_header = _wkb_kind(content)
     if kind == _WKB_MULTI_POLYGON:
         (num_parts,) = struct.unpack_from("<I" if content[0] else ">I", content, after_header)
