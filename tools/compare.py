@@ -1,9 +1,12 @@
 """Compare agents on the same scenes: means of every sub-score, paired bootstrap intervals of the differences.
 
     python tools/compare.py drivefine=exp/drivefine blind=exp/ego_status_mlp cv=exp/constant_velocity
+    python tools/compare.py A.csv B.csv
 
-Each argument is NAME=FILE, FILE being a NAVSIM 1.1 result CSV (of tools/evaluate.py or of NAVSIM itself) or a
-folder that holds `results.csv`. The others are compared with the first agent, or with --against.
+Each argument is NAME=FILE or FILE: a result CSV of NAVSIM 1.1 or 2.2 (of tools/evaluate.py or of NAVSIM
+itself), or a folder that holds `results.csv`. The others are compared with the first agent, or with
+--against. Of two-stage results, mapping groups are compared, since only they have a combined score: the
+folder must hold `groups.csv` (of tools/evaluate.py).
 """
 
 from __future__ import annotations
@@ -11,14 +14,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from drivefine_agent.data.atomic import write_bytes
-from drivefine_agent.errors import DriveFineError
+from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.bootstrap import NUM_RESAMPLES
-from drivefine_agent.evaluation.comparison import compare, format_comparison
-from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
+from drivefine_agent.evaluation.comparison import (
+    SHORT_NAMES,
+    SHORT_NAMES_GROUPS,
+    SHORT_NAMES_V2,
+    compare,
+    format_comparison,
+)
+from drivefine_agent.evaluation.results_csv import read_csv
+from drivefine_agent.evaluation.results_csv_v2 import read_groups, read_one_stage, rules_of_csv
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,7 +46,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--against", metavar="NAME", help="base agent of the differences (default: the first)"
     )
     parser.add_argument(
-        "--metric", default="score", choices=METRICS_V1, help="compared column (default: score)"
+        "--metric", default="score", metavar="COLUMN", help="compared column (default: score)"
     )
     parser.add_argument("--level", type=float, default=0.95, help="level of the intervals (default: 0.95)")
     parser.add_argument(
@@ -45,7 +58,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     paths: dict[str, Path] = {}
     for item in arguments.results:
         name, separator, text = item.partition("=")
-        if not separator or not name or not text:
+        if not separator:
+            path = Path(item)
+            name, text = (path.parent.name or "results") if path.stem == "results" else path.stem, item
+        if not name or not text:
             parser.error(f"expected NAME=FILE, got {item!r}")
         if name in paths:
             parser.error(f"each name must occur once, got {name!r} twice")
@@ -63,14 +79,36 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def read_results(paths: Mapping[str, Path]) -> tuple[dict[str, pd.DataFrame], Mapping[str, str], str]:
+    """Tables by agent, the metrics with their short names, and what a row is.
+
+    Raises:
+      DataError: a file cannot be read, or the files are results of different benchmarks.
+    """
+    rules = {name: rules_of_csv(path) for name, path in paths.items()}
+    if len(set(rules.values())) > 1:
+        raise DataError(f"results of one benchmark can be compared, got {rules}")
+    benchmark = next(iter(rules.values()))
+    if benchmark == "navsim_v1":
+        return {name: read_csv(path) for name, path in paths.items()}, SHORT_NAMES, "scenes"
+    if benchmark == "navsim_v2":
+        return {name: read_one_stage(path) for name, path in paths.items()}, SHORT_NAMES_V2, "scenes"
+    groups = {name: read_groups(path.with_name("groups.csv")) for name, path in paths.items()}
+    return groups, SHORT_NAMES_GROUPS, "mapping groups"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Read, compare, print."""
     arguments = parse_arguments(argv)
-    tables = {name: read_csv(path) for name, path in arguments.results.items()}
+    tables, names, unit = read_results(arguments.results)
+    if arguments.metric not in names:
+        raise DataError(f"these results have the columns {list(names)}, got --metric {arguments.metric!r}")
     base = arguments.against or next(iter(tables))
-    summaries = compare(tables, base, arguments.metric, arguments.level, arguments.resamples, arguments.seed)
-    print(format_comparison(summaries, base, arguments.metric, arguments.level))
-    print(f"\n{arguments.resamples} paired resamples of the scenes valid for both agents; * excludes zero.")
+    summaries = compare(
+        tables, base, arguments.metric, arguments.level, arguments.resamples, arguments.seed, names
+    )
+    print(format_comparison(summaries, base, arguments.metric, arguments.level, names))
+    print(f"\n{arguments.resamples} paired resamples of the {unit} valid for both agents; * excludes zero.")
     if arguments.json is not None:
         rows = [asdict(summary) for summary in summaries]
         content = {"base": base, "metric": arguments.metric, "agents": rows}

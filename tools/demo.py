@@ -71,8 +71,8 @@ def demo(config: DictConfig) -> None:
         f"output_dir={output / 'eval' / 'drivefine_blind'}",
     )
 
-    # The same plans by NAVSIM 2's rules, then two stages: what comes after the plans, as if they had been driven.
-    # The second needs plans of its own, from images rendered there, and gives a file for the leaderboard.
+    # The same plans by NAVSIM 2's rules; then two stages, where the second asks for plans from near where the
+    # first ones lead, by images rendered there. Their trajectories make a file for the leaderboard.
     epdms, two_stage = output / "eval" / "drivefine_epdms", output / "eval" / "drivefine_two_stage"
     run_command(
         "tools/evaluate.py",

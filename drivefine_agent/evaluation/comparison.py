@@ -10,7 +10,6 @@ import pandas as pd
 
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.bootstrap import NUM_RESAMPLES, Interval, paired_interval
-from drivefine_agent.evaluation.results_csv import METRICS_V1
 
 SHORT_NAMES = {
     "no_at_fault_collisions": "NC",
@@ -35,6 +34,8 @@ SHORT_NAMES_V2 = {
     "score": "EPDMS",
 }
 """The same for NAVSIM 2."""
+SHORT_NAMES_GROUPS = {"stage_one": "stage 1", "stage_two": "stage 2", "score": "EPDMS"}
+"""The columns of `groups.csv`: a two-stage evaluation by mapping group."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def compare(
     level: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
+    names: Mapping[str, str] = SHORT_NAMES,
 ) -> list[AgentSummary]:
     """One summary per agent, in the order given, with its paired difference against `base`.
 
@@ -97,6 +99,7 @@ def compare(
       level: of the interval.
       num_resamples: of the bootstrap.
       seed: of the bootstrap; every pair uses the same resamples of the scenes.
+      names: the metrics of the tables, with their short names.
 
     Raises:
       ValueError: if `base` or `metric` is unknown.
@@ -104,8 +107,8 @@ def compare(
     """
     if base not in tables:
         raise ValueError(f"the base agent must be one of {sorted(tables)}, got {base!r}")
-    if metric not in METRICS_V1:
-        raise ValueError(f"the metric must be one of {sorted(METRICS_V1)}, got {metric!r}")
+    if metric not in names:
+        raise ValueError(f"the metric must be one of {sorted(names)}, got {metric!r}")
     check_same_scenes(tables)
     summaries = []
     for name, table in tables.items():
@@ -113,25 +116,29 @@ def compare(
         if name != base:
             own, other = paired_values(table, tables[base], metric)
             difference = paired_interval(own, other, level, num_resamples, seed)
-        means = {column: float(table[column].mean(skipna=True)) for column in METRICS_V1}
+        means = {column: float(table[column].mean(skipna=True)) for column in names}
         summaries.append(AgentSummary(name, len(table), int(table["valid"].sum()), means, difference))
     return summaries
 
 
 def format_comparison(
-    summaries: list[AgentSummary], base: str, metric: str = "score", level: float = 0.95
+    summaries: list[AgentSummary],
+    base: str,
+    metric: str = "score",
+    level: float = 0.95,
+    names: Mapping[str, str] = SHORT_NAMES,
 ) -> str:
     """The comparison as an aligned text table; `*` marks intervals that exclude zero."""
     header = [
         "agent",
         "valid",
-        *SHORT_NAMES.values(),
-        f"{SHORT_NAMES[metric]} - {base} [{level:.0%} interval]",
+        *names.values(),
+        f"{names[metric]} - {base} [{level:.0%} interval]",
     ]
     rows = [header]
     for summary in summaries:
         cells = [summary.name, f"{summary.num_valid}/{summary.num_scenes}"]
-        cells += [f"{100 * summary.means[name]:.1f}" for name in SHORT_NAMES]
+        cells += [f"{100 * summary.means[name]:.1f}" for name in names]
         rows.append([*cells, format_interval(summary.difference)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = []

@@ -61,8 +61,6 @@ SUMMARY_NAME = "summary.json"
 
 _STAMPED = ("drivefine", "numpy", "shapely", "numba", "torch")
 
-_STAMPED = ("drivefine", "numpy", "shapely", "numba", "torch")
-
 FRONT_CAMERA = "CAM_F0"
 BLANK_GREY = 128  # of the image that takes the camera's place when `blank_image` is set
 

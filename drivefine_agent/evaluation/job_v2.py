@@ -55,6 +55,7 @@ from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS
 LOGGER = logging.getLogger(__name__)
 
 SCORES_NAME = "scores.csv"
+GROUPS_NAME = "groups.csv"
 _RULE_NAMES = {"true": "EPDMS", "legacy": "EPDMS (legacy filter)", "false": "EPDMS (no filter)"}
 
 
@@ -119,6 +120,8 @@ def score_and_write(
         (folder / BEFORE_NAME).unlink(missing_ok=True)
     if settings.benchmark != TWO_STAGE:
         scores.insert(0, _pdms(plans, windows, settings, identity))
+    if isinstance(own, TwoStageResult):
+        write_bytes(folder / GROUPS_NAME, own.groups.to_csv(index=False).encode())
     write_bytes(folder / SCORES_NAME, _scores_table(scores, settings).to_csv(index=False).encode())
     for sentence in sentences:
         LOGGER.warning(sentence)

@@ -17,7 +17,7 @@ import pandas as pd
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.scored_frames import COLUMNS_ONE_STAGE, METRICS_V2, SUB_SCORES_V2
-from drivefine_agent.evaluation.two_stage import TwoStageResult
+from drivefine_agent.evaluation.two_stage import GROUP_COLUMNS, TwoStageResult
 from drivefine_agent.scoring.types import FloatArray
 
 AVERAGE_TOKEN = "average_all_frames"
@@ -144,6 +144,24 @@ def read_two_stage(path: Path) -> tuple[pd.DataFrame, dict[str, float]]:
     return table, {token: float(value) for token, value in summaries.items()}
 
 
+def read_groups(path: Path) -> pd.DataFrame:
+    """The mapping groups of a two-stage evaluation (`groups.csv`), as rows that are all valid.
+
+    Raises:
+      DataError: if the file is missing or has other columns.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"a two-stage result is compared by its mapping groups, but there is no {path}: evaluate again "
+            "with tools/evaluate.py (the official CSV does not say which samples belong together)"
+        )
+    table = pd.read_csv(path, dtype={"token": "object", "previous_token": "object"})
+    if tuple(table.columns) != GROUP_COLUMNS:
+        raise DataError(f"expected the columns {list(GROUP_COLUMNS)}, got {list(table.columns)} in {path}")
+    table.insert(1, "valid", True)
+    return table
+
+
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"a result CSV must exist, got {path}: run tools/evaluate.py or correct the path")
@@ -164,12 +182,12 @@ def rules_of_csv(path: Path) -> str:
     """`navsim_v1`, `navsim_v2` or `navhard_two_stage`, by the columns of a result CSV.
 
     Raises:
-      DataError: if the file is missing or empty.
+      DataError: if the file is missing.
     """
-    try:
-        header = path.open(encoding="utf-8").readline().rstrip("\n").split(",")[1:]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the result CSV {path}: {error}") from error
+    if not path.is_file():
+        raise DataError(f"a result CSV must exist, got {path}: run tools/evaluate.py or correct the path")
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8", errors="replace").rstrip("\r\n").split(",")[1:]
     if tuple(header) == COLUMNS_TWO_STAGE:
         return "navhard_two_stage"
     return "navsim_v2" if tuple(header) == COLUMNS_ONE_STAGE else "navsim_v1"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from drivefine_agent.data.nuplan_records import SECOND_STAGE_NAMES
+from drivefine_agent.data.nuplan_records import SECOND_STAGE_NAMES, light_states
 from drivefine_agent.data.scenes import history_poses, load_scenes
 from drivefine_agent.data.second_stage import load_second_stage, read_second_stage
 from drivefine_agent.data.sensors import read_image
@@ -229,3 +229,30 @@ def test_misuse_of_allowed_names_is_refused(tmp_path, module, name, rest, messag
     with pytest.raises(DataError, match=message):
         read_second_stage(path)
     assert not hasattr(SECOND_STAGE_NAMES[f"{STATE}.agent", "Agent"], "a")  # the classes are as they were
+
+
+def _record(module, name, **fields):
+    record = SECOND_STAGE_NAMES[module, name]()
+    record.__setstate__(fields)
+    return record
+
+
+def test_only_red_is_red():
+    """nuPlan's values: 0 green, 1 yellow, 2 red, 3 unknown."""
+    maps = "nuplan.common.maps.maps_datatypes"
+    state = SECOND_STAGE_NAMES[maps, "TrafficLightStatusType"]
+    lights = [
+        _record(maps, "TrafficLightStatusData", status=state(value), lane_connector_id=10 + value)
+        for value in range(4)
+    ]
+    statuses = _record(maps, "TrafficLightStatuses", traffic_lights=lights)
+    assert light_states(statuses, "here") == ((10, False), (11, False), (12, True), (13, False))
+    with pytest.raises(DataError, match="needs the field 'status'"):
+        light_states(
+            _record(
+                maps,
+                "TrafficLightStatuses",
+                traffic_lights=[_record(maps, "TrafficLightStatusData", lane_connector_id=1)],
+            ),
+            "here",
+        )

@@ -10,7 +10,7 @@ from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
 from drivefine_agent.baselines.constant_velocity import ConstantVelocity
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, SceneError
-from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, SceneOutcome
+from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, SceneOutcome, failed_scene
 from drivefine_agent.evaluation.run import Driver, RefiningPlanner, SceneSource, drive, failures
 from drivefine_agent.evaluation.score import ScoringJob, score_scene
 from drivefine_agent.scoring.scorer import score_v1
@@ -99,6 +99,24 @@ def test_valid_plans_are_taken_over_and_failed_ones_tried_again() -> None:
     assert all(plan.is_valid for plan in second.values())
     assert second["a"] == first["a"]
     assert finished == [3, 2]
+
+
+def test_a_plan_has_no_score_yet() -> None:
+    plans = drive(Driver(Planner(), source(), no_image), WINDOWS[:1], {}, lambda plans: None)
+    assert plans["a"].stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
+    assert plans["a"].stages[FINAL].scores is None
+
+
+def test_what_could_not_be_planned_keeps_its_reason_when_scored() -> None:
+    plan = failed_scene("a", (FINAL, GENERATED), "DataError: no image at x.jpg")
+    assert score({"a": plan}, source()) == [plan]
+
+
+def test_a_plan_stays_when_its_scene_cannot_be_prepared() -> None:
+    outcome = run(Planner(), source(without="a"))[0]
+    assert outcome.stages[FINAL].poses[:3] == (4.0, 0.0, 0.0)
+    assert outcome.stages[FINAL].scores is None
+    assert not outcome.is_valid
 
 
 def test_plans_are_kept_after_each_batch() -> None:
