@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.scoring.cache import SceneCache
 from rl.config import RewardConfig
 from rl.rewards import RewardError, RewardScorer, Scored, score_scene, unknown
@@ -63,7 +64,7 @@ def run_worker(connection: Connection, cache_folder: Path, score: ScoreFunction)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run itself ends its workers
     cache = SceneCache(cache_folder)
     if cache.tokens and score is score_scene:  # loads the compiled scorer before the first task's time counts
-        score(cache, cache.tokens[0], np.asarray(cache[cache.tokens[0]].human_poses)[None])
+        score(cache, cache.tokens[0], np.zeros((1, NUM_POSES, NUM_POSE_FIELDS)))
     connection.send(READY)
     while True:
         try:

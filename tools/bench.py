@@ -14,7 +14,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +35,12 @@ from drivefine_agent.diffusion.decoding import DecodingOptions, decode
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
 from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.build_v2 import build_scoring_scene_v2
 from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter
+from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
 from drivefine_agent.scoring.scorer import score_v1
+from drivefine_agent.scoring.scorer_v2 import score_v2
+from drivefine_agent.scoring.types import ScoringScene
 from drivefine_agent.synthetic.dataset import WorldConfig, make_world
 from rl.config import RolloutConfig
 from rl.policy import PolicyBatch, policy_log_probs
@@ -65,17 +71,46 @@ def perturbed(poses: NDArray[np.float64], count: int, rng: np.random.Generator) 
 # ------------------------------------------------------------------------------------------ scoring
 
 
+@dataclass(frozen=True)
+class Rules:
+    """A scorer to be measured."""
+
+    name: str
+    cache_rules: str
+    build: Callable[[SceneWindow, Map], ScoringScene]
+    score: Callable[[Any, NDArray[np.float64]], object]
+    num_proposals: Sequence[int]
+
+
+RULES = (
+    Rules("NAVSIM 1.1 rules", RULES_V1, build_scoring_scene, score_v1, NUM_PROPOSALS),
+    Rules("NAVSIM 2.2 rules", RULES_V2, build_scoring_scene_v2, score_v2, NUM_PROPOSALS),
+    Rules(
+        "NAVSIM 2.2 rules, reactive traffic",
+        RULES_V2,
+        build_scoring_scene_v2,
+        lambda scene, poses: score_v2(scene, poses, traffic="reactive"),
+        (1, 10),
+    ),
+)
+
+
 def bench_scoring(windows: Sequence[SceneWindow], maps: dict[str, Map], folder: Path) -> None:
     """Scene preparation, cache, and the score of groups of trajectories."""
-    build_scoring_scene(windows[0], maps[windows[0].map_name])  # compiles
+    for rules in RULES:
+        _bench_rules(rules, windows, maps, folder / rules.name.replace(" ", "_"))
+
+
+def _bench_rules(rules: Rules, windows: Sequence[SceneWindow], maps: dict[str, Map], folder: Path) -> None:
+    rules.build(windows[0], maps[windows[0].map_name])  # compiles
     build_times = []
-    with SceneCacheWriter(folder) as writer:
+    with SceneCacheWriter(folder, rules=rules.cache_rules) as writer:
         for window in tqdm(windows, desc="preparing scenes", unit="scene"):
             start = time.perf_counter()
-            scene = build_scoring_scene(window, maps[window.map_name])
+            scene = rules.build(window, maps[window.map_name])
             build_times.append(time.perf_counter() - start)
             writer.add(scene)
-    cache = SceneCache(folder)
+    cache = SceneCache(folder, rules.cache_rules)
     load_times = []
     for token in cache:
         start = time.perf_counter()
@@ -86,19 +121,19 @@ def bench_scoring(windows: Sequence[SceneWindow], maps: dict[str, Map], folder: 
     polygons = [cache[token].polygon_kind.size for token in cache]
 
     print(
-        f"\nScoring, NAVSIM 1.1 rules, {len(cache)} scenes (median {np.median(tracks):.0f} tracks, "
+        f"\nScoring, {rules.name}, {len(cache)} scenes (median {np.median(tracks):.0f} tracks, "
         f"{np.median(polygons):.0f} map polygons)"
     )
     print(f"  prepare a scene from log and map   {1e3 * np.median(build_times):8.2f} ms")
     size = f"({num_bytes / 1e3:.0f} kB a scene)"
     print(f"  load it from the cache             {1e3 * np.median(load_times):8.3f} ms   {size}")
     rng = np.random.default_rng(0)
-    for count in NUM_PROPOSALS:
+    for count in rules.num_proposals:
         times = []
         for window in windows:
             scene = cache[window.token]
             poses = perturbed(future_poses(window), count, rng)
-            times.append(median_seconds(lambda scene=scene, poses=poses: score_v1(scene, poses), 3))
+            times.append(median_seconds(lambda scene=scene, poses=poses: rules.score(scene, poses), 3))
         seconds = float(np.median(times))
         rate = f"({count / seconds:,.0f} trajectories/s)"
         print(f"  score {count:4d} trajectories            {1e3 * seconds:8.2f} ms   {rate}")

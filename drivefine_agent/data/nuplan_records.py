@@ -1,4 +1,4 @@
-"""What stands in for nuPlan's classes when a second-stage pickle is read: records that hold fields, no code.
+"""What stands in for nuPlan's classes when its pickles are read: records that hold fields, no code.
 
 The pickles refer to classes of nuplan-devkit, to paths and sometimes to polygons. None of them is imported.
 A class becomes an empty record that takes whatever fields the pickle sets; an enum becomes the name of its
@@ -7,14 +7,14 @@ member; a path becomes its text; a polygon, which NAVSIM makes anew when it need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from drivefine_agent.constants import AGENT_TYPES, TRACK_TYPES
-from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS
+from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, Guard
 from drivefine_agent.data.types import GlobalObjects
 from drivefine_agent.errors import DataError, UnsafePickleError
 
@@ -69,7 +69,9 @@ class Record(metaclass=_Closed):
         raise UnsafePickleError(f"a pickle tried to set the attribute {name!r} of a {self.kind}")
 
     def __setstate__(self, state: Any) -> None:
-        """Takes a dict, or what a class with slots has: (dict or None, dict)."""
+        """Takes a dict, or what a class with slots has: (dict or None, dict); once."""
+        if self.fields:
+            raise UnsafePickleError(f"a pickle tried to set the state of a {self.kind} twice")
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
             if part is None:
                 continue
@@ -78,30 +80,15 @@ class Record(metaclass=_Closed):
             self.fields.update(part)
 
 
-def _record_class(name: str) -> type[Record]:
+def record_class(name: str) -> type[Record]:
+    """The class of records that stand in for one of nuPlan's or NAVSIM's classes."""
     record_class: type[Record] = _Closed(name, (Record,), {"__slots__": (), "kind": name})  # type: ignore[assignment]
     return record_class
 
 
-class _Function:
-    """A callable that a pickle may call, but not change."""
+def member_of(kind: str, names: tuple[str, ...]) -> Callable[..., str]:
+    """What stands in for an enumeration: the function from a member's value to its name."""
 
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)  # type: ignore[attr-defined]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise UnsafePickleError(f"a pickle tried to set the attribute {name!r} of a function")
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError("a pickle tried to set the state of a function")
-
-
-def _member(kind: str, names: tuple[str, ...]) -> Callable[..., str]:
     def member(*args: Any) -> str:
         value = args[0] if len(args) == 1 else None
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):
@@ -111,7 +98,8 @@ def _member(kind: str, names: tuple[str, ...]) -> Callable[..., str]:
     return member
 
 
-def _path_text(*parts: Any) -> str:
+def path_text(*parts: Any) -> str:
+    """What stands in for a path: its text."""
     if not all(isinstance(part, str) for part in parts):
         raise UnsafePickleError("a path in a pickle must be made of texts")
     return str(PurePosixPath(*parts))
@@ -125,16 +113,16 @@ def _no_polygon(*args: Any) -> None:
 def _second_stage_names() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = dict(NUMPY_AND_BUILTINS)
     for name, module in CLASS_MODULES.items():
-        names[module, name] = _record_class(name)
-    types = _Function(_member("TrackedObjectType", (*TRACK_TYPES, "ego")))
-    lights = _Function(_member("TrafficLightStatusType", LIGHT_STATES))
+        names[module, name] = record_class(name)
+    types = Guard(member_of("TrackedObjectType", (*TRACK_TYPES, "ego")))
+    lights = Guard(member_of("TrafficLightStatusType", LIGHT_STATES))
     names[ENUM_MODULES["TrackedObjectType"], "TrackedObjectType"] = types
     names[ENUM_MODULES["TrafficLightStatusType"], "TrafficLightStatusType"] = lights
     for module in ("pathlib", "pathlib._local"):
         for name in ("PosixPath", "PurePosixPath"):
-            names[module, name] = _Function(_path_text)
+            names[module, name] = Guard(path_text)
     for module in ("shapely", "shapely.io"):
-        names[module, "from_wkb"] = _Function(_no_polygon)
+        names[module, "from_wkb"] = Guard(_no_polygon)
     return names
 
 
@@ -168,6 +156,15 @@ def global_objects(detections: Any, where: str) -> GlobalObjects:
     objects = field(tracked, "TrackedObjects", "tracked_objects", where)
     if not isinstance(objects, list):
         raise DataError(f"'tracked_objects' must be a list, got {type(objects).__name__} in {where}")
+    found = objects_in_order(objects, where)
+    types = [TRACK_TYPES.index(name) for name in found.names]
+    if types != sorted(types):
+        raise DataError(f"nuPlan keeps objects sorted by type, they are not in {where}")
+    return found
+
+
+def objects_in_order(objects: Sequence[Any], where: str) -> GlobalObjects:
+    """`Agent` and `StaticObject` records as arrays, in any order; see `global_objects`."""
     names, tokens = [], []
     rows = np.zeros((len(objects), 7))
     for index, item in enumerate(objects):
@@ -194,8 +191,6 @@ def global_objects(detections: Any, where: str) -> GlobalObjects:
         tokens.append(str(token))
     if not np.isfinite(rows[:, :5]).all():
         raise DataError(f"the boxes of objects must be finite, they are not in {where}")
-    if [TRACK_TYPES.index(name) for name in names] != sorted(TRACK_TYPES.index(name) for name in names):
-        raise DataError(f"nuPlan keeps objects sorted by type, they are not in {where}")
     return GlobalObjects(
         tuple(names), tuple(tokens), rows[:, :3].copy(), rows[:, 3:5].copy(), rows[:, 5:].copy()
     )

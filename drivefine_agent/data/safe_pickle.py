@@ -42,7 +42,7 @@ _DAMAGE = (
 )
 
 
-class _Guard:
+class Guard:
     """A callable that a pickle may call, but whose attributes it cannot set."""
 
     __slots__ = ("_function",)
@@ -52,6 +52,7 @@ class _Guard:
         object.__setattr__(self, "_function", function)
 
     def __call__(self, *args: Any) -> Any:
+        """What the function returns, which checks its arguments itself."""
         return self._function(*args)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -65,7 +66,7 @@ def _forbid_call(*_args: Any) -> Any:
     raise UnsafePickleError("numpy.ndarray may only be named in a pickle, not called")
 
 
-_NDARRAY = _Guard(_forbid_call)  # stands for the class numpy.ndarray, which appears as an argument only
+_NDARRAY = Guard(_forbid_call)  # stands for the class numpy.ndarray, which appears as an argument only
 
 
 class _Dtype:
@@ -155,18 +156,18 @@ def _numpy_names() -> dict[tuple[str, str], Any]:
     """The names under which numpy 1.x and 2.x write arrays, scalars and dtypes."""
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): _NDARRAY,
-        ("numpy", "dtype"): _Guard(_Dtype),
-        ("_codecs", "encode"): _Guard(_latin1_encode),
-        ("__builtin__", "bytes"): _Guard(_no_bytes),
+        ("numpy", "dtype"): Guard(_Dtype),
+        ("_codecs", "encode"): Guard(_latin1_encode),
+        ("__builtin__", "bytes"): Guard(_no_bytes),
         ("builtins", "set"): set,
         ("builtins", "frozenset"): frozenset,
         ("__builtin__", "set"): set,
         ("__builtin__", "frozenset"): frozenset,
     }
     for core in ("numpy.core", "numpy._core"):
-        names[f"{core}.multiarray", "_reconstruct"] = _Guard(_empty_array)
-        names[f"{core}.multiarray", "scalar"] = _Guard(_scalar)
-        names[f"{core}.numeric", "_frombuffer"] = _Guard(_frombuffer)
+        names[f"{core}.multiarray", "_reconstruct"] = Guard(_empty_array)
+        names[f"{core}.multiarray", "scalar"] = Guard(_scalar)
+        names[f"{core}.numeric", "_frombuffer"] = Guard(_frombuffer)
     return names
 
 
@@ -184,8 +185,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
         try:
             return self._allow[module, name]
         except KeyError:
+            known = "" if self._allow is NUMPY_AND_BUILTINS else ", and the known classes of its format,"
             raise UnsafePickleError(
-                f"only builtin containers and numpy arrays are read from a pickle, but it names "
+                f"only builtin containers and numpy arrays{known} are read from a pickle, but it names "
                 f"{module}.{name}: {self._where}; nothing of it was executed, do not open this file with a "
                 f"plain unpickler"
             ) from None
@@ -229,6 +231,8 @@ def load_pickle_bytes(
         if where in str(error):
             raise
         raise UnsafePickleError(f"{error}: {where}; do not open this file with a plain unpickler") from error
+    except DataError as error:  # of a guard's own making: what it got was well-formed, but not usable
+        raise DataError(f"{error}: {where}") from error
     except _DAMAGE as error:
         raise DataError(
             f"not a complete pickle ({type(error).__name__}: {error}): {where}, {len(data)} bytes; "
@@ -245,7 +249,7 @@ def _plain(value: Any, where: str, seen: set[int], depth: int) -> Any:
         value = value.view(np.ndarray)
     if isinstance(value, _Dtype):
         return value.value
-    if isinstance(value, _Guard | type):
+    if isinstance(value, Guard | type):
         raise UnsafePickleError(f"the pickle holds a function or class instead of data: {where}")
     if isinstance(value, list | dict) or (isinstance(value, np.ndarray) and value.dtype.hasobject):
         if id(value) in seen:
@@ -263,4 +267,4 @@ def _plain(value: Any, where: str, seen: set[int], depth: int) -> Any:
     return value
 
 
-_CONTAINERS = (list, dict, tuple, np.ndarray, _Dtype, _Guard, type)
+_CONTAINERS = (list, dict, tuple, np.ndarray, _Dtype, Guard, type)

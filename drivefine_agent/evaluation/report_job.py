@@ -196,7 +196,7 @@ def _card(
     if scenes.maps_root is not None:
         map_ = load_map(scenes.maps_root, window.map_name)
     red = {str(connector) for connector, is_red in frame.traffic_lights if is_red}
-    paths = _paths(window.token, scene.human_poses, runs[main])
+    paths = _paths(window.token, future_poses(window, NUM_POSES), runs[main])
     if FRONT_CAMERA not in frame.cameras:
         raise DataError(f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}")
     camera = frame.cameras[FRONT_CAMERA]

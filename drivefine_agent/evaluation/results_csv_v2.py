@@ -186,15 +186,12 @@ def rules_of_csv(path: Path) -> str:
     """`navsim_v1`, `navsim_v2` or `navhard_two_stage`, by the columns of a result CSV.
 
     Raises:
-      DataError: if the file is missing or empty.
+      DataError: if the file is missing.
     """
     if not path.is_file():
         raise DataError(f"a result CSV must exist, got {path}: run tools/evaluate.py or correct the path")
-    try:
-        with path.open(encoding="utf-8") as stream:
-            header = stream.readline().rstrip("\n").split(",")[1:]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the result CSV {path}: {error}") from error
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8", errors="replace").rstrip("\r\n").split(",")[1:]
     if tuple(header) == COLUMNS_TWO_STAGE:
         return "navhard_two_stage"
     return "navsim_v2" if tuple(header) == COLUMNS_ONE_STAGE else "navsim_v1"

@@ -76,7 +76,9 @@ class SceneSource:
         token = window.token
         if self._cache is not None and token in self._cache:
             scene = self._cache[token]
-            if scene.timestamp_us != window.current.timestamp_us or scene.map_name != window.map_name:
+            # official metric caches of NAVSIM 1.1 do not name their map
+            is_other_map = scene.map_name not in ("", window.map_name)
+            if scene.timestamp_us != window.current.timestamp_us or is_other_map:
                 raise DataError(
                     f"the cached scene {token!r} belongs to another log: it is of {scene.map_name} at "
                     f"{scene.timestamp_us} us, the log's of {window.map_name} at "

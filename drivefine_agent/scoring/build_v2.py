@@ -162,9 +162,6 @@ def judge_reference_and_human(scene: ScoringSceneV2) -> ScoringSceneV2:
 def history_states(window: SceneWindow) -> FloatArray:
     """Logged ego states of the past 1.5 s at 0.1 s, as NAVSIM puts them before the simulated ones.
 
-    Their number depends on the jitter of the stamps: the grid starts at the first stamp, ends before the
-    last, and then loses one more (pdm-scorer 4.10).
-
     Returns:
       (H, 11) with H = 14 or 15 for 1.5 s; no steering and no turning.
     """
@@ -175,9 +172,28 @@ def history_states(window: SceneWindow) -> FloatArray:
         )
     frames = [window.frame_at(iteration) for iteration in range(1 - NUM_HISTORY_STATES, 1)]
     knots_us = np.array([frame.timestamp_us for frame in frames], dtype=np.int64)
+    return resample_history(knots_us, np.array([initial_state(frame) for frame in frames]))
+
+
+def resample_history(knots_us: NDArray[np.int64], knots: FloatArray) -> FloatArray:
+    """Logged ego states at 0.1 s, linearly between those of the frames.
+
+    Their number depends on the jitter of the stamps: the grid starts at the first stamp, ends before the
+    last, and then loses one more (pdm-scorer 4.10).
+
+    Args:
+      knots_us: (F,) stamps of the frames up to now [us].
+      knots: (F, 11) ego states of the frames, see StateIndex.
+
+    Returns:
+      (H, 11).
+
+    Raises:
+      SceneError: if the stamps do not increase.
+    """
     if (np.diff(knots_us) <= 0).any():
         raise SceneError(f"stamps of the past frames must increase, got {knots_us.tolist()} us")
-    knots = np.array([initial_state(frame) for frame in frames])
+    knots = knots.copy()
     knots[:, StateIndex.HEADING] = np.unwrap(knots[:, StateIndex.HEADING])
     times_us = np.arange(knots_us[0], knots_us[-1], _HISTORY_STEP_US)[:-1]
     upper = np.clip(np.searchsorted(knots_us, times_us), 1, len(knots) - 1)

@@ -441,8 +441,8 @@ class SceneCache(Mapping[str, ScoringScene]):
         return self._failures
 
 
-def read_manifest(folder: Path, rules: str = RULES_V1) -> dict[str, Any]:
-    """The manifest of a cache folder with scenes of the given rules.
+def read_manifest(folder: Path, rules: str | None = RULES_V1) -> dict[str, Any]:
+    """The manifest of a cache folder with scenes of the given rules; None takes any.
 
     Raises:
       DataError: if it is missing, damaged, foreign, of another version or of other rules.
@@ -467,7 +467,7 @@ def read_manifest(folder: Path, rules: str = RULES_V1) -> dict[str, Any]:
         raise DataError(
             f"this is not the manifest of a scene cache: {path}; give the folder of a cache of ours"
         )
-    if manifest.get("version") != VERSION or manifest.get("rules") != rules:
+    if manifest.get("version") != VERSION or rules not in (manifest.get("rules"), None):
         found = f"version {manifest.get('version')} and rules '{manifest.get('rules')}'"
         raise DataError(
             f"the scene cache has {found}, but version {VERSION} and rules '{rules}' are needed: {path};"

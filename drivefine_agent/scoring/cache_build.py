@@ -9,19 +9,20 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from drivefine_agent.data.logs import read_log
-from drivefine_agent.data.maps import Map, load_map
+from drivefine_agent.data.maps import load_map
+from drivefine_agent.data.metric_cache import read_metric_cache
 from drivefine_agent.data.scenes import SceneFilter, iter_windows
 from drivefine_agent.data.second_stage import read_second_stage
 from drivefine_agent.data.types import SceneWindow
@@ -41,6 +42,7 @@ from drivefine_agent.scoring.cache import (
     write_manifest,
 )
 from drivefine_agent.scoring.cache_layout import NUM_SAMPLES, RULES_V1
+from drivefine_agent.scoring.convert_cache import RULES_OF_VERSION, scoring_scene_from_metric_cache
 from drivefine_agent.scoring.types import ScoringScene
 
 LOCK_NAME = ".lock"
@@ -61,6 +63,8 @@ class SceneRef:
     """Of the frames and the map that the scene is prepared from."""
     is_second_stage: bool = False
     """The file is that of one second-stage sample."""
+    is_metric_cache: bool = False
+    """The file is an official metric cache, which is converted."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Portion:
     """The scenes of one shard."""
 
     scenes: tuple[SceneRef, ...]
-    maps_root: Path
+    maps_root: Path | None
     shard_path: Path
     rules: str
 
@@ -150,7 +154,7 @@ def _map_bytes(maps_root: Path, map_name: str) -> bytes:
 
 def build_scene_cache(
     scenes: Sequence[SceneRef],
-    maps_root: Path,
+    maps_root: Path | None,
     folder: Path,
     *,
     rules: str = RULES_V1,
@@ -162,7 +166,7 @@ def build_scene_cache(
 
     Args:
       scenes: what to build.
-      maps_root: NUPLAN_MAPS_ROOT.
+      maps_root: NUPLAN_MAPS_ROOT; official metric caches can do without, but then lack reactive traffic.
       folder: of the cache; made if it does not exist.
       rules: `navsim_v1` or `navsim_v2`; a folder holds scenes of one of them.
       num_workers: processes; 1 builds in this one.
@@ -212,12 +216,11 @@ def build_portion(portion: Portion, advance: Any = None) -> dict[str, str]:
     writer = ShardWriter()
     failures: dict[str, str] = {}
     fingerprints = {scene.token: scene.fingerprint for scene in portion.scenes}
-    for window in _windows(portion.scenes):
+    for token, build in _jobs(portion):
         try:
-            scene = _build(window, load_map(portion.maps_root, window.map_name), portion.rules)
-            writer.add(scene, fingerprints[window.token])
+            writer.add(build(), fingerprints[token])
         except SceneError as error:
-            failures[window.token] = str(error)
+            failures[token] = str(error)
         if advance is not None:
             advance()
     if len(writer):
@@ -225,8 +228,36 @@ def build_portion(portion: Portion, advance: Any = None) -> dict[str, str]:
     return failures
 
 
-def _build(window: SceneWindow, map_: Map, rules: str) -> ScoringScene:
-    return build_scoring_scene(window, map_) if rules == RULES_V1 else build_scoring_scene_v2(window, map_)
+def _jobs(portion: Portion) -> Iterator[tuple[str, Callable[[], ScoringScene]]]:
+    """For each scene of a portion its token, and the function that prepares it."""
+    for scene in portion.scenes:
+        if scene.is_metric_cache:
+            yield scene.token, partial(_convert, scene, portion)
+    logged = [scene for scene in portion.scenes if not scene.is_metric_cache]
+    if not logged:
+        return
+    if portion.maps_root is None:
+        raise ValueError("scenes cannot be prepared from logs without maps: give maps_root")
+    build = build_scoring_scene if portion.rules == RULES_V1 else build_scoring_scene_v2
+    for window in _windows(logged):
+        yield window.token, partial(build, window, load_map(portion.maps_root, window.map_name))
+
+
+def _convert(scene: SceneRef, portion: Portion) -> ScoringScene:
+    try:
+        cache = read_metric_cache(scene.log_path)
+    except DataError as error:  # one damaged file among thousands is a scene that failed
+        raise SceneError(str(error)) from error
+    if RULES_OF_VERSION[cache.version] != portion.rules:
+        raise SceneError(
+            f"a metric cache of NAVSIM {cache.version} cannot become a scene of '{portion.rules}': "
+            f"{scene.log_path}"
+        )
+    if cache.token != scene.token:
+        raise SceneError(f"the metric cache in the folder of '{scene.token}' is that of '{cache.token}'")
+    if portion.maps_root is None or cache.version == "1.1":
+        return scoring_scene_from_metric_cache(cache)
+    return scoring_scene_from_metric_cache(cache, load_map(portion.maps_root, cache.map_name))
 
 
 def _windows(scenes: Sequence[SceneRef]) -> Iterator[SceneWindow]:
@@ -253,7 +284,7 @@ def _windows(scenes: Sequence[SceneRef]) -> Iterator[SceneWindow]:
 
 
 def _portions(
-    scenes: Sequence[SceneRef], maps_root: Path, folder: Path, rules: str, num_workers: int
+    scenes: Sequence[SceneRef], maps_root: Path | None, folder: Path, rules: str, num_workers: int
 ) -> list[Portion]:
     size = -(-len(scenes) // (PORTIONS_PER_WORKER * num_workers)) if num_workers > 1 else SCENES_PER_SHARD
     size = max(1, min(SCENES_PER_SHARD, size))

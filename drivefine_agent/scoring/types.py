@@ -33,12 +33,14 @@ class ScoringScene:
     token: str
     log_name: str
     map_name: str
+    """Empty if unknown: official metric caches of NAVSIM 1.1 do not name their map."""
     timestamp_us: int
 
     initial_state: FloatArray
     """(11,) ego at t = 0; rear axle round-tripped through the centre (pdm-scorer 2.1); see StateIndex."""
     human_poses: FloatArray
-    """(8, 3) the recorded driver's poses at 0.5 ... 4.0 s in the ego frame of t = 0."""
+    """(8, 3) the recorded driver's poses at 0.5 ... 4.0 s in the ego frame of t = 0; NaN where unknown (see
+    `convert_cache`)."""
 
     reference_poses: FloatArray
     """(51, 3) PDM-Closed trajectory at 0.0 ... 5.0 s, global."""
