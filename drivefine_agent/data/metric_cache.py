@@ -33,6 +33,8 @@ from drivefine_agent.geometry.indices import StateIndex
 
 NUM_SAMPLES = {"1.1": 51, "2.2": 41}
 _RED_LIGHT_PREFIX = "red_light_"
+# What attributes of other types can make the conversion to arrays raise.
+_FOREIGN = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ def read_metric_cache(path: str | Path, max_bytes: int = MAX_CACHE_BYTES) -> Met
         raise UnsafePickleError(f"{error}: {path}") from error
     except DataError as error:
         raise DataError(f"{error}: {path}; build it again with NAVSIM 1.1 or 2.2") from error
+    except _FOREIGN as error:
+        raise DataError(
+            f"not as NAVSIM writes a metric cache ({type(error).__name__}: {error}): {path}; build it again"
+            " with NAVSIM 1.1 or 2.2"
+        ) from error
 
 
 def _metric_cache(record: Record) -> MetricCacheFile:
@@ -190,6 +197,8 @@ def _human_poses(value: Any) -> FloatArray | None:
     shape = (NUM_POSES, NUM_POSE_FIELDS)
     if not isinstance(poses, np.ndarray) or poses.dtype.kind != "f" or poses.shape != shape:
         raise DataError(f"the human trajectory of a metric cache must be numbers of shape {shape}")
+    if not np.isfinite(poses).all():
+        raise DataError("the human trajectory of a metric cache must be finite")
     return np.array(poses, dtype=np.float64, subok=False)
 
 

@@ -5,6 +5,7 @@ The three caches in tests/data were written by NAVSIM 1.1 and 2.2.
 
 import lzma
 import pickle
+import pickletools
 import struct
 from pathlib import Path
 
@@ -273,6 +274,33 @@ def test_a_missing_attribute_is_named(name: str, v11: Path, tmp_path: Path) -> N
     assert renamed != content
     with pytest.raises(DataError, match=name):
         read_metric_cache(written(tmp_path, renamed))
+
+
+def _foreign_attributes() -> dict[str, bytes]:
+    """Attributes of a metric cache with values that cannot become arrays."""
+    pdm = "navsim.planning.simulation.planner.pdm_planner.observation.pdm_occupancy_map"
+    layer = _call("nuplan.common.maps.maps_datatypes", "SemanticMapLayer", pickle.dumps(10**30, 3)[2:-1])
+    box = _call("shapely.io", "from_wkb", _bytes(shapely.to_wkb(shapely.box(0, 0, 1, 1))))
+    lists = [b"](" + item + b"e" for item in (_text("1"), layer, box)]
+    return {
+        "route_lane_ids": _int(5),
+        "drivable_area_map": _call(pdm, "PDMDrivableMap", *lists, _int(10)),
+    }
+
+
+@pytest.mark.parametrize("name", ["route_lane_ids", "drivable_area_map"])
+def test_an_attribute_that_cannot_become_an_array_is_a_clear_error(
+    name: str, v11: Path, tmp_path: Path
+) -> None:
+    """Then a conversion of thousands of caches lists the file as failed and goes on."""
+    content = lzma.decompress(v11.read_bytes())
+    frames = [place for opcode, _, place in pickletools.genops(content) if opcode.name == "FRAME"]
+    for place in reversed([place for place in frames if place is not None]):
+        content = content[:place] + content[place + 9 :]  # without them, lengths may change
+    assert content.endswith(b"b.")  # the state of the whole object is set last
+    changed = content[:-2] + _text(name) + _foreign_attributes()[name] + b"s" + b"b."
+    with pytest.raises(DataError, match=r"not as NAVSIM writes.*metric_cache\.pkl"):
+        read_metric_cache(written(tmp_path, changed))
 
 
 def test_a_bomb_is_refused_without_being_unpacked(tmp_path: Path) -> None:
