@@ -35,6 +35,8 @@ def check(config: DictConfig) -> SubmissionCheck:
         navsim_log_path=config.navsim_log_path,
         original_sensor_path=".",  # no images are read
         splits_path=config.splits_path,
+        synthetic_scenes_path=config.synthetic_scenes_path,
+        synthetic_sensor_path=".",
     )
     return check_submission(config.submission, tokens_of_split(keys))
 

@@ -6,7 +6,7 @@
 Each argument is NAME=FILE or FILE: a result CSV of NAVSIM 1.1 or 2.2 (of tools/evaluate.py or of NAVSIM
 itself), or a folder that holds `results.csv`. The others are compared with the first agent, or with
 --against. Of two-stage results the mapping groups are compared, since only they have a combined score, if
-`groups.csv` (of tools/evaluate.py) lies beside each file; otherwise the samples, each stage by itself. A
+`*_groups.csv` (of tools/evaluate.py) lies beside each file; otherwise the samples, each stage by itself. A
 result without a group's samples is compared over the groups that are complete for both.
 """
 
@@ -33,7 +33,7 @@ from drivefine_agent.evaluation.comparison import (
 )
 from drivefine_agent.evaluation.results_csv import read_csv
 from drivefine_agent.evaluation.results_csv_v2 import (
-    GROUPS_NAME,
+    groups_path,
     read_groups,
     read_one_stage,
     read_two_stage,
@@ -113,7 +113,7 @@ def read_results(paths: Mapping[str, Path]) -> list[Comparable]:
     if benchmark == "navsim_v2":
         tables = {name: read_one_stage(path) for name, path in paths.items()}
         return [Comparable("scenes", tables, SHORT_NAMES_V2)]
-    group_files = {name: path.with_name(GROUPS_NAME) for name, path in paths.items()}
+    group_files = {name: groups_path(path) for name, path in paths.items()}
     if all(path.is_file() for path in group_files.values()):
         tables = {name: read_groups(path) for name, path in group_files.items()}
         return [Comparable("mapping groups", tables, SHORT_NAMES_GROUPS)]

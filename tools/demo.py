@@ -79,6 +79,7 @@ def demo(config: DictConfig) -> None:
         "benchmark=navsim_v2",
         "agent=none",
         f"predictions={output / 'eval' / 'drivefine' / 'predictions.parquet'}",
+        f"metric_cache_path_v1={output / 'scene_cache'}",
         data,
         "train_test_split=world_test",
         f"output_dir={epdms}",
@@ -126,7 +127,7 @@ def demo(config: DictConfig) -> None:
     print("\nDriveFine by the three benchmarks:")
     for folder in (epdms, two_stage):
         for row in pd.read_csv(folder / "scores.csv").itertuples():
-            if not np.isnan(row.score):
+            if not np.isnan(row.score) and row.human_penalty_filter != "false":
                 print(f"  {row.benchmark:18} {row.name:23} {100 * row.score:5.1f}   {row.num_valid} scenes")
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for what, path in (

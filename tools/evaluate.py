@@ -34,6 +34,7 @@ from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.comparison import SHORT_NAMES, SHORT_NAMES_V2
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
 from drivefine_agent.evaluation.job import (
+    PREDICTIONS_NAME,
     TWO_STAGE,
     EvaluationFiles,
     EvaluationSettings,
@@ -41,6 +42,7 @@ from drivefine_agent.evaluation.job import (
     run_evaluation,
     score_plans,
     write_evaluation,
+    write_predictions,
 )
 from drivefine_agent.evaluation.job_v2 import run_evaluation_v2, score_and_write
 from drivefine_agent.evaluation.outcomes import plans_of
@@ -48,6 +50,9 @@ from drivefine_agent.evaluation.outcomes import plans_of
 
 def evaluate(config: DictConfig) -> EvaluationFiles:
     """Scenes of the split, planner, evaluation."""
+    is_none = config.agent._target_.endswith(".NoPlanner")
+    if is_none == (config.predictions is None):
+        raise DataError("give an agent, or agent=none with predictions=FILE: one of the two")
     scenes, settings = read_settings(config)
     if config.predictions is not None:
         return evaluate_predictions(Path(config.predictions), scenes, settings)
@@ -67,8 +72,11 @@ def evaluate(config: DictConfig) -> EvaluationFiles:
 
 def evaluate_predictions(path: Path, scenes: SplitScenes, settings: EvaluationSettings) -> EvaluationFiles:
     """The second pass alone, on trajectories from a file."""
+    if path.resolve() == (settings.output_dir / PREDICTIONS_NAME).resolve():
+        raise DataError(f"output_dir must be another folder than that of the predictions {path}")
     windows = (*scenes.windows, *scenes.second_stage)
     plans = plans_of(path, [window.token for window in windows])
+    write_predictions(list(plans.values()), settings)
     identity = identify(settings, {"predictions": str(path)}, windows)
     if settings.benchmark == "navsim_v1":
         outcomes, counts = score_plans(plans, windows, settings, identity)
@@ -104,6 +112,10 @@ def read_settings(config: DictConfig) -> tuple[SplitScenes, EvaluationSettings]:
             scene_cache_path=None if config.metric_cache_path is None else Path(config.metric_cache_path),
             synthetic_sensor_path=scenes.synthetic_sensor_path,
             traffic=config.traffic,
+            with_pdms=config.pdms,
+            scene_cache_path_v1=(
+                None if config.metric_cache_path_v1 is None else Path(config.metric_cache_path_v1)
+            ),
             human_penalty_filter=str(config.human_penalty_filter).lower(),
             batch_size=config.batch_size,
             num_workers=config.num_workers,
@@ -125,10 +137,9 @@ def check_stages(benchmark: str, scenes: SplitScenes) -> None:
             f"benchmark={TWO_STAGE} needs a split with two stages (reactive_all_mapping), "
             f"'{scenes.name}' has one: use benchmark=navsim_v2, or a split such as navhard_two_stage"
         )
-    if benchmark == "navsim_v1" and scenes.groups:
+    if benchmark != TWO_STAGE and (scenes.groups or scenes.second_stage):
         raise DataError(
-            f"the split '{scenes.name}' has two stages, which NAVSIM 1.1 does not know: use "
-            f"benchmark={TWO_STAGE}"
+            f"the split '{scenes.name}' has two stages, {benchmark} has one: use benchmark={TWO_STAGE}"
         )
 
 
@@ -136,8 +147,9 @@ def print_results(name: str, files: EvaluationFiles) -> None:
     """Means and where everything is."""
     table = files.table
     print(f"\n{name}: {int(table['valid'].sum())} of {len(table)} scenes valid")
-    names = SHORT_NAMES if files.scores is None else SHORT_NAMES_V2
-    print("  " + "  ".join(f"{short} {100 * table[metric].mean():.2f}" for metric, short in names.items()))
+    names = SHORT_NAMES if files.means is None else SHORT_NAMES_V2
+    means = table[list(names)].mean() if files.means is None else files.means
+    print("  " + "  ".join(f"{short} {100 * means[metric]:.2f}" for metric, short in names.items()))
     if files.scores is not None:
         for row in pd.read_csv(files.scores).itertuples():
             value = "n/a" if np.isnan(row.score) else f"{100 * row.score:.2f}"

@@ -64,7 +64,7 @@ def _lines(source: Path) -> list[str]:
 def _locate(folder: Path, line: str, source: Path) -> Path:
     """The file a line means, wherever the folder was when the line was written."""
     parts = Path(line).parts[-4:]
-    if len(parts) != 4 or parts[-1] != FILE_NAME or ".." in parts:
+    if len(parts) != 4 or parts[-1] != FILE_NAME or {"..", "/"} & set(parts):
         raise DataError(
             f"a line in a list of metric caches ends in log/type/token/{FILE_NAME}, got {line!r}: {source}"
         )

@@ -238,11 +238,15 @@ def load_pickle_bytes(
             f"not a complete pickle ({type(error).__name__}: {error}): {where}, {len(data)} bytes; "
             f"the file is truncated or of another format, fetch or write it again"
         ) from error
-    return _plain(value, where, set(), 0)
+    return _plain(value, where, {}, 0)
 
 
-def _plain(value: Any, where: str, seen: set[int], depth: int) -> Any:
-    """`value` with plain numpy objects for the checked stand-ins. Lists and dicts are changed in place."""
+def _plain(value: Any, where: str, seen: dict[int, tuple[Any, Any]], depth: int) -> Any:
+    """`value` with plain numpy objects for the checked stand-ins. Lists and dicts are changed in place.
+
+    `seen` holds what was visited, by id, with what became of it: a container that occurs a million times in
+    a few bytes of pickle is visited once.
+    """
     if depth > _MAX_NESTING:
         raise DataError(f"the data in a pickle may be nested {_MAX_NESTING} deep, got more: {where}")
     if isinstance(value, _PickledArray):
@@ -254,16 +258,18 @@ def _plain(value: Any, where: str, seen: set[int], depth: int) -> Any:
     if isinstance(value, list | dict) or (isinstance(value, np.ndarray) and value.dtype.hasobject):
         if id(value) in seen:
             return value
-        seen.add(id(value))
+        seen[id(value)] = (value, value)
         items: Any = value
         if isinstance(value, np.ndarray):
             items = value.reshape(-1) if value.flags.c_contiguous else value.T.reshape(-1)
         for key, item in items.items() if isinstance(items, dict) else enumerate(items):
             if isinstance(item, _CONTAINERS):
                 items[key] = _plain(item, where, seen, depth + 1)
-    elif isinstance(value, tuple):
-        if any(isinstance(item, _CONTAINERS) for item in value):
-            return tuple(_plain(item, where, seen, depth + 1) for item in value)
+    elif isinstance(value, tuple) and any(isinstance(item, _CONTAINERS) for item in value):
+        if id(value) not in seen:
+            made = tuple(_plain(item, where, seen, depth + 1) for item in value)
+            seen[id(value)] = (value, made)
+        return seen[id(value)][1]
     return value
 
 

@@ -93,6 +93,8 @@ class Submission:
 class PickledSampling:
     """Stands for nuPlan's `TrajectorySampling` in a pickle; `state` is what the file sets, unchecked."""
 
+    state: dict[str, Any] = {}  # noqa: RUF012 - see PickledTrajectory
+
     def __init__(self, **state: Any) -> None:
         self.state = state
 
@@ -105,6 +107,8 @@ class PickledSampling:
 
 class PickledTrajectory:
     """Stands for NAVSIM's `Trajectory` in a pickle; `state` is what the file sets, unchecked."""
+
+    state: dict[str, Any] = {}  # noqa: RUF012 - of objects that a file makes without ever setting their state
 
     def __init__(self, **state: Any) -> None:
         self.state = state

@@ -35,7 +35,7 @@ SHORT_NAMES_V2 = {
 }
 """The same for NAVSIM 2."""
 SHORT_NAMES_GROUPS = {"stage_one": "stage 1", "stage_two": "stage 2", "score": "EPDMS"}
-"""The columns of `groups.csv`: a two-stage evaluation by mapping group."""
+"""The columns of `*_groups.csv`: a two-stage evaluation by mapping group."""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,11 @@ def load_split_scenes(
     if keys.max_scenes is not None:  # only groups that are there as a whole
         loaded = {window.token for window in windows}
         groups = tuple(group for group in groups if {group.token, group.previous_token} <= loaded)
+        if not groups:
+            raise DataError(
+                f"max_scenes={keys.max_scenes} leaves no whole mapping group of the split {split.name!r}: a "
+                "group needs two first-stage samples, which need not be the first of the logs; raise it"
+            )
         first = {token for group in groups for token in (group.token, group.previous_token)}
         windows = [window for window in windows if window.token in first]
         tokens = [token for group in groups for pair in group.pairs for token in pair]

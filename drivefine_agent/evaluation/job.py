@@ -84,6 +84,10 @@ class EvaluationSettings:
     """NAVSIM 2, one stage: whether the others react. Two stages are always reactive, as in NAVSIM."""
     human_penalty_filter: HumanFilter = "true"
     """NAVSIM 2: the rule that `results.csv` follows; the summary gives the others as well."""
+    with_pdms: bool = True
+    """NAVSIM 2, one stage: score by NAVSIM 1.1's rules as well."""
+    scene_cache_path_v1: Path | None = None
+    """Scene cache for that; None builds every scene on the fly."""
     batch_size: int = 16
     """Scenes planned at once."""
     num_workers: int | None = None
@@ -119,7 +123,7 @@ class EvaluationSettings:
         return ScoringJob(
             rules=self.rules if rules is None else rules,
             traffic="reactive" if self.benchmark == TWO_STAGE else self.traffic,
-            scene_cache_path=self.scene_cache_path if is_own else None,
+            scene_cache_path=self.scene_cache_path if is_own else self.scene_cache_path_v1,
             maps_root=self.maps_root,
         )
 
@@ -139,6 +143,8 @@ class EvaluationFiles:
     """Token, trajectory id and reason per line; None if nothing failed."""
     scores: Path | None = None
     """NAVSIM 2: averages under all rules, side by side."""
+    means: dict[str, float] | None = None
+    """NAVSIM 2: what the last summary row says, by metric."""
 
 
 def image_reader(settings: EvaluationSettings) -> ImageReader:
@@ -175,6 +181,7 @@ def identify(
     return {
         "benchmark": settings.benchmark,
         "traffic": settings.scoring_job().traffic,
+        "versions": versions(),
         **_identify_plans(settings, agent, windows),
         "prepared": file_identities(prepared),
         "maps_root": str(settings.maps_root),
@@ -233,12 +240,15 @@ def make_plans(
         identity = identify(settings, agent, windows)
     log = OutcomeLog(settings.output_dir / "outcomes", configuration_hash(identity), "plans")
     done = dict(log.outcomes) if settings.resume else {}
+    settings.scoring_job().source()  # says now what is wrong with the scene cache, not after the planning
     if any(window.token not in done or not done[window.token].is_valid for window in windows):
         planner.initialize()
     source = settings.scoring_job().source() if planner.needs_scoring_scene else SceneSource(None, None)
     driver = Driver(planner, source, image_reader(settings))
     with _bar(settings, len(windows), f"{planner.name()}: planning") as bar:
-        return drive(driver, windows, done, log.append, settings.batch_size, bar.update)
+        plans = drive(driver, windows, done, log.append, settings.batch_size, bar.update)
+    write_predictions(list(plans.values()), settings)
+    return plans
 
 
 def score_plans(
@@ -316,7 +326,7 @@ def write_evaluation(
         write_csv(folder / BEFORE_NAME, stage_table(outcomes, GENERATED))
     else:
         (folder / BEFORE_NAME).unlink(missing_ok=True)
-    predictions = write_predictions(outcomes, settings)
+    predictions = settings.output_dir / PREDICTIONS_NAME
     failed = write_failures(outcomes, settings)
     means = {name: None if np.isnan(mean := table[name].mean()) else float(mean) for name in METRICS_V1}
     summary = {
@@ -366,5 +376,10 @@ def stamp(settings: EvaluationSettings) -> dict[str, Any]:
         "rule_set": RULE_SETS[settings.rules],
         "traffic": settings.scoring_job().traffic if is_v2 else "non_reactive",
         "human_penalty_filter": settings.human_penalty_filter if is_v2 else None,
-        "versions": {name: metadata.version(name) for name in _STAMPED},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of what its numbers depend on."""
+    return {name: metadata.version(name) for name in _STAMPED}

@@ -22,6 +22,7 @@ from drivefine_agent.data.splits import StageGroup
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.evaluation.job import (
     BEFORE_NAME,
+    PREDICTIONS_NAME,
     RESULTS_NAME,
     RULE_SETS,
     SUMMARY_NAME,
@@ -33,7 +34,6 @@ from drivefine_agent.evaluation.job import (
     score_plans,
     stamp,
     write_failures,
-    write_predictions,
 )
 from drivefine_agent.evaluation.one_stage import navsim_would_say as one_stage_says
 from drivefine_agent.evaluation.one_stage import one_stage_comfort
@@ -44,11 +44,14 @@ from drivefine_agent.evaluation.outcomes import (
     configuration_hash,
     stage_table,
 )
-from drivefine_agent.evaluation.results_csv_v2 import GROUPS_NAME, write_one_stage, write_two_stage
+from drivefine_agent.evaluation.results_csv_v2 import groups_path, write_one_stage, write_two_stage
+from drivefine_agent.evaluation.run import failures
 from drivefine_agent.evaluation.scored_frames import METRICS_V2, ScoredFrame, frame_table, scored_frame
 from drivefine_agent.evaluation.two_stage import TwoStageResult, two_stage_result
 from drivefine_agent.evaluation.two_stage import navsim_would_say as two_stage_says
 from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
+from drivefine_agent.scoring.extended_comfort import overlap_shift
+from drivefine_agent.scoring.frame_pairs import adjacent_pairs, start_seconds
 from drivefine_agent.scoring.observation import NUM_OBSERVATION_FRAMES
 from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS
 
@@ -89,6 +92,7 @@ def run_evaluation_v2(
       agent: the planner's configuration.
       groups: the split's mapping between the stages.
     """
+    check_pairs(windows, groups)
     plans = make_plans(planner, windows, settings, agent)
     return score_and_write(
         plans, planner.name(), windows, settings, identify(settings, agent, windows), groups
@@ -104,7 +108,9 @@ def score_and_write(
     groups: Sequence[StageGroup] = (),
 ) -> EvaluationFiles:
     """Score plans (`job.make_plans`, or read from a file) by NAVSIM 2's rules and write the results."""
+    check_pairs(windows, groups)
     outcomes, counts = score_plans(plans, windows, settings, identity)
+    pdms = None if settings.benchmark == TWO_STAGE else _pdms(plans, windows, settings, identity)
     by_token = {outcome.token: outcome for outcome in outcomes}
     folder = settings.output_dir
     frames = _frames(by_token, windows, FINAL)
@@ -117,10 +123,8 @@ def score_and_write(
         _write(folder / BEFORE_NAME, before[settings.human_penalty_filter])
     else:
         (folder / BEFORE_NAME).unlink(missing_ok=True)
-    if settings.benchmark != TWO_STAGE:
-        scores.insert(0, _pdms(plans, windows, settings, identity))
-    if isinstance(own, TwoStageResult):
-        write_bytes(folder / GROUPS_NAME, own.groups.to_csv(index=False).encode())
+    if pdms is not None:
+        scores.insert(0, pdms)
     write_bytes(folder / SCORES_NAME, _scores_table(scores, settings).to_csv(index=False).encode())
     for sentence in sentences:
         LOGGER.warning(sentence)
@@ -142,13 +146,27 @@ def score_and_write(
     write_bytes(folder / SUMMARY_NAME, (json.dumps(summary, indent=1) + "\n").encode())
     return EvaluationFiles(
         results=folder / RESULTS_NAME,
-        predictions=write_predictions(outcomes, settings),
+        predictions=folder / PREDICTIONS_NAME,
         summary=folder / SUMMARY_NAME,
         table=table,
         before_refinement=folder / BEFORE_NAME if has_before else None,
         failures=write_failures(outcomes, settings),
         scores=folder / SCORES_NAME,
+        means=dict(zip(METRICS_V2, np.asarray(means, dtype=np.float64).tolist(), strict=True)),
     )
+
+
+def check_pairs(windows: Sequence[SceneWindow], groups: Sequence[StageGroup]) -> None:
+    """Raise DataError before anything is planned if two frames that must be neighbours in time are not."""
+    start = {window.token: start_seconds(window.current.timestamp_us) for window in windows}
+    if groups:
+        pairs = [pair for group in groups for pair in ((group.token, group.previous_token), *group.pairs)]
+    else:
+        frames = [(window.token, window.log_name, window.current.timestamp_us) for window in windows]
+        pairs = list(adjacent_pairs(frames).items())
+    for now, previous in pairs:
+        if now in start and previous in start:
+            overlap_shift(start[now] - start[previous])
 
 
 Result: TypeAlias = pd.DataFrame | TwoStageResult
@@ -206,6 +224,7 @@ def _results(
 def _write(path: Path, result: Result) -> None:
     if isinstance(result, TwoStageResult):
         write_two_stage(path, result)
+        write_bytes(groups_path(path), result.groups.to_csv(index=False).encode())
     else:
         write_one_stage(path, result)
 
@@ -218,13 +237,19 @@ def _pdms(
 ) -> RuleScore:
     """NAVSIM 1.1's score of the same plans; NaN where the split's windows are too short for it."""
     score, num_valid = np.nan, 0
-    if all(window.num_future_frames >= NUM_OBSERVATION_FRAMES - 1 for window in windows):
-        if settings.maps_root is None:
-            LOGGER.warning("PDMS beside EPDMS needs the maps: set maps_root or NUPLAN_MAPS_ROOT")
-        else:
-            outcomes, _ = score_plans(plans, windows, settings, identity, RULES_V1)
-            table = stage_table(outcomes, FINAL)
-            score, num_valid = float(table["score"].mean()), int(table["valid"].sum())
+    if not settings.with_pdms:
+        LOGGER.info("PDMS is not computed (pdms=false)")
+    elif any(window.num_future_frames < NUM_OBSERVATION_FRAMES - 1 for window in windows):
+        LOGGER.warning("no PDMS beside EPDMS: it needs 10 future frames, the split's samples have fewer")
+    elif settings.maps_root is None and settings.scene_cache_path_v1 is None:
+        LOGGER.warning("no PDMS beside EPDMS: it needs the maps (maps_root), or metric_cache_path_v1")
+    else:
+        outcomes, _ = score_plans(plans, windows, settings, identity, RULES_V1)
+        table = stage_table(outcomes, FINAL)
+        score, num_valid = float(table["score"].mean()), int(table["valid"].sum())
+        failed = [row for row in failures(outcomes) if row["trajectory_id"] == FINAL]
+        if failed:
+            LOGGER.warning("PDMS failed on %d of %d scenes, first: %s", len(failed), len(windows), failed[0])
     return RuleScore("PDMS", RULE_SETS[RULES_V1], "", "non_reactive", score, len(windows), num_valid)
 
 

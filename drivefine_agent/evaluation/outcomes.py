@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,8 @@ from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.results_csv import METRICS_V1, result_table
 from drivefine_agent.scoring.types import FloatArray, SubScoresV1
+
+LOGGER = logging.getLogger(__name__)
 
 FINAL = "final"
 """Trajectory id of the trajectory that counts."""
@@ -165,6 +168,9 @@ def plans_of(path: Path, tokens: Sequence[str]) -> dict[str, SceneOutcome]:
             f"predictions need trajectories with the trajectory_id '{FINAL}', got {sorted(predictions)[:5]} "
             f"in {path}"
         )
+    num_unused = len(set(predictions[FINAL]) - set(tokens))
+    if num_unused:
+        LOGGER.info("%d predictions in %s are of scenes outside the split", num_unused, path)
     names = [name for name in (FINAL, GENERATED) if name in predictions]
     plans = {}
     for token in tokens:
@@ -202,5 +208,10 @@ def read_predictions(path: Path) -> dict[str, dict[str, FloatArray]]:
             raise DataError(
                 f"expected 24 numbers as poses, got shape {array.shape} for token {token!r} in {path}"
             )
-        found.setdefault(str(name), {})[str(token)] = array.reshape(NUM_POSES, NUM_POSE_FIELDS)
+        if str(token) in found.setdefault(str(name), {}):
+            raise DataError(
+                f"each scene may have one trajectory of a trajectory_id, got several {str(name)!r} for token "
+                f"{token!r} in {path}"
+            )
+        found[str(name)][str(token)] = array.reshape(NUM_POSES, NUM_POSE_FIELDS)
     return found

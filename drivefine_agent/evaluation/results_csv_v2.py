@@ -20,7 +20,7 @@ from drivefine_agent.evaluation.scored_frames import COLUMNS_ONE_STAGE, METRICS_
 from drivefine_agent.evaluation.two_stage import GROUP_COLUMNS, TwoStageResult
 from drivefine_agent.scoring.types import FloatArray
 
-GROUPS_NAME = "groups.csv"
+_GROUPS_SUFFIX = "_groups.csv"
 """Beside a two-stage CSV: its mapping groups, which the CSV does not tell."""
 
 AVERAGE_TOKEN = "average_all_frames"
@@ -147,8 +147,13 @@ def read_two_stage(path: Path) -> tuple[pd.DataFrame, dict[str, float]]:
     return table, {token: float(value) for token, value in summaries.items()}
 
 
+def groups_path(results: Path) -> Path:
+    """The mapping groups of a two-stage result CSV: results.csv has results_groups.csv beside it."""
+    return results.with_name(results.stem + _GROUPS_SUFFIX)
+
+
 def read_groups(path: Path) -> pd.DataFrame:
-    """The mapping groups of a two-stage evaluation (`groups.csv`); those left out are not valid.
+    """The mapping groups of a two-stage evaluation (`*_groups.csv`); those left out are not valid.
 
     Raises:
       DataError: if the file is missing or has other columns.

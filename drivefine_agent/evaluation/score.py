@@ -7,6 +7,7 @@ follow from what is kept here (`StageOutcome.details`), so that all rules can be
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -148,6 +149,7 @@ def score_windows(
     Raises:
       DataError: a worker process died.
     """
+    job.source()  # says here what is wrong with the scene cache, where a worker could only die of it
     counts = ScoringCounts()
     outcomes = {
         window.token: done[window.token] for window in windows if is_outcome_of(done, plans, window.token)
@@ -159,7 +161,7 @@ def score_windows(
         for start in range(0, len(open_windows), SCENES_PER_TASK)
     ]
     if num_workers is None:
-        num_workers = min(multiprocessing.cpu_count(), len(open_windows) // _SCENES_WORTH_A_PROCESS + 1)
+        num_workers = min(available_cores(), len(open_windows) // _SCENES_WORTH_A_PROCESS + 1)
     for fresh, num_cached, num_built in _results(job, tasks, num_workers):
         keep(fresh)
         outcomes.update({outcome.token: outcome for outcome in fresh})
@@ -167,6 +169,11 @@ def score_windows(
         counts.num_built += num_built
         on_progress(len(fresh))
     return [outcomes[window.token] for window in windows], counts
+
+
+def available_cores() -> int:
+    """Cores that this process may use, 16 at most: every process loads the maps its scenes lie on."""
+    return min(16, len(os.sched_getaffinity(0)))
 
 
 _Task = list[tuple[SceneWindow, SceneOutcome]]

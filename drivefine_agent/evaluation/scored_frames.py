@@ -47,12 +47,14 @@ def scored_frame(window: SceneWindow, stage: StageOutcome) -> ScoredFrame | None
     """A scored trajectory of a scene (`score.score_stages_v2`); None where it failed."""
     if stage.error is not None or stage.scores is None or stage.details is None:
         return None
-    zeros = [name for name, flag in zip(HUMAN_FILTERED, stage.details["human_zeros"], strict=False) if flag]
+    is_second_stage = window.second_stage is not None
+    flags = [0.0] * len(HUMAN_FILTERED) if is_second_stage else stage.details["human_zeros"]
+    zeros = [name for name, flag in zip(HUMAN_FILTERED, flags, strict=True) if flag]
     return ScoredFrame(
         token=window.token,
         log_name=window.log_name,
         timestamp_us=window.current.timestamp_us,
-        is_second_stage=window.second_stage is not None,
+        is_second_stage=is_second_stage,
         scores=FrameScores.from_mapping(stage.scores),
         human_zeros=tuple(zeros),
         motion=np.array(stage.details["motion"]).reshape(2, -1),

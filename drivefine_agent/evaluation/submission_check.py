@@ -216,7 +216,10 @@ def _doubt_seeds(dicts: Sequence[Mapping[Any, Any]], check: SubmissionCheck) -> 
         for token in sorted(predictions, key=str):
             value = predictions[token]
             if trajectory_problem(value) is None:
-                digest.update(str(token).encode() + np.asarray(value.state["poses"], np.float64).tobytes())
+                digest.update(
+                    str(token).encode("utf-8", "surrogatepass")
+                    + np.asarray(value.state["poses"], np.float64).tobytes()
+                )
         same = first.setdefault(digest.digest(), index)
         if same != index:
             check.doubts.append(f"the seeds {PREDICTIONS}[{same}] and [{index}] have equal trajectories")

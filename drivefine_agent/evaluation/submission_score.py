@@ -12,7 +12,7 @@ from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.submission import Predictions, Submission
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
-from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, identify
+from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, identify, write_predictions
 from drivefine_agent.evaluation.job_v2 import score_and_write
 from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome
 from drivefine_agent.evaluation.results_csv import METRICS_V1, result_table
@@ -109,6 +109,7 @@ def score_two_stage(
         )
         for window in windows
     }
+    write_predictions(list(plans.values()), settings)
     # What was scored before is recognised by the plan itself, so the agent needs no identity here.
     identity = identify(settings, {}, windows)
     return score_and_write(plans, submission.team.team_name, windows, settings, identity, scenes.groups)

@@ -85,6 +85,8 @@ def _scene_v2(cache: MetricCacheFile, map_: Map | None) -> ScoringSceneV2:
         raise SceneError("a metric cache of NAVSIM 2.2 needs detections and ego states up to now")
     if len(cache.history_us) != NUM_HISTORY_STATES:
         raise SceneError(f"{NUM_HISTORY_STATES} past ego states are needed, got {len(cache.history_us)}")
+    if not cache.is_synthetic and (cache.human_poses is None or not np.isfinite(cache.human_poses).all()):
+        raise SceneError("a metric cache of a first-stage scene needs the recorded driver's poses")
     common = _common_scene(cache)
     pose = cache.ego_state[: StateIndex.VX]
     box = np.array([*ego_center(pose), pose[2]])

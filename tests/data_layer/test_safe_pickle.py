@@ -201,3 +201,15 @@ def test_a_list_that_holds_itself_ends():
     value.append(value)
     loaded = load_pickle_bytes(pickle.dumps(value), "here")
     assert loaded[0] is loaded
+
+
+def test_nested_tuples_that_share_their_parts_are_visited_once() -> None:
+    """Sixty doublings in two hundred bytes: unshared, 2^60 items."""
+    body = b"\x80\x03K\x01\x85q\x00" + b"".join(
+        b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) for level in range(60)
+    )
+    value = load_pickle_bytes(body + b".", "doublings")
+    for _ in range(60):
+        assert value[0] is value[1]
+        value = value[0]
+    assert value == (1,)

@@ -12,6 +12,7 @@ from drivefine_agent.data.submission import (
     TeamInfo,
     read_contents,
     read_submission,
+    trajectory_problem,
     write_submission,
 )
 from drivefine_agent.errors import DataError, UnsafePickleError
@@ -179,7 +180,7 @@ def test_a_pickle_cannot_change_the_class_that_stands_for_navsims(tmp_path):
     (tmp_path / "submission.pkl").write_bytes(b"\x80\x03" + name + b"}X\x05\x00\x00\x00stateK\x01sb.")
     with pytest.raises(DataError):
         read_contents(tmp_path / "submission.pkl")
-    assert "state" not in vars(PickledSampling)
+    assert PickledSampling.state == {}
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.999])
@@ -209,3 +210,13 @@ def test_a_submission_is_of_one_version_and_says_who_made_it():
         TeamInfo("T", "A", "", "I", "C")
     with pytest.raises(DataError, match=r"'authors' of a submission must be a text.*\['A', 'B'\]"):
         TeamInfo("T", ["A", "B"], "a@x.org", "I", "C")
+
+
+def test_objects_without_any_state_are_no_trajectories(tmp_path):
+    """NEWOBJ without BUILD: the file makes a Trajectory and never sets its fields."""
+    path = tmp_path / "submission.pkl"
+    path.write_bytes(b"\x80\x03cnavsim.common.dataclasses\nTrajectory\n)\x81.")
+    made = read_contents(path)
+    assert trajectory_problem(made) == (
+        "a Trajectory must have the fields poses and trajectory_sampling, got []"
+    )

@@ -68,7 +68,7 @@ def test_two_stage_folders_are_compared_by_group_over_those_complete_for_both(tm
         shutil.copy(TWO_STAGE, folder / "results.csv")
         lines = ["token,valid,previous_token,stage_one,stage_two,score"]
         lines += [f"n{row},{bool(value)},p{row},{value},{value},{value}" for row, value in enumerate(values)]
-        (folder / "groups.csv").write_text("\n".join(lines) + "\n")
+        (folder / "results_groups.csv").write_text("\n".join(lines) + "\n")
     done = run_compare(f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out.json").read_text())

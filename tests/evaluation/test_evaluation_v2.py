@@ -18,9 +18,10 @@ from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
 from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, identify, run_evaluation
 from drivefine_agent.evaluation.job_v2 import run_evaluation_v2, score_and_write
-from drivefine_agent.evaluation.outcomes import plans_of
+from drivefine_agent.evaluation.outcomes import plans_of, read_predictions
 from drivefine_agent.evaluation.results_csv_v2 import (
     SUMMARY_TOKENS,
+    groups_path,
     read_groups,
     read_one_stage,
     read_two_stage,
@@ -207,7 +208,7 @@ def test_a_failed_follow_up_leaves_its_group_out(
     summary = summary_of(files)
     assert list(summary["groups_left_out"]) == [group.token]
     assert summary["num_groups"] == 5
-    groups, all_groups = (read_groups(run.results.with_name("groups.csv")) for run in (files, whole))
+    groups, all_groups = (read_groups(groups_path(run.results)) for run in (files, whole))
     official = read_two_stage(goldens / "v22_two_cv.csv")[1][SUMMARY_TOKENS[-1]]
     assert all_groups["score"].mean() == pytest.approx(official, abs=TOLERANCE)
     assert list(groups["valid"]) == [False] + [True] * 5
@@ -310,7 +311,7 @@ def test_wrong_settings_are_named(changes: dict, message: str, one_stage: SplitS
         ("navsim_v2", "synth_one_stage", "constant_velocity: 24 of 24 scenes valid"),
         ("navhard_two_stage", "synth_two_stage", "constant_velocity: 60 of 60 scenes valid"),
         ("navhard_two_stage", "synth_one_stage", "needs a split with two stages"),
-        ("navsim_v1", "synth_two_stage", "has two stages, which NAVSIM 1.1 does not know"),
+        ("navsim_v1", "synth_two_stage", "has two stages, navsim_v1 has one"),
     ],
 )
 def test_the_command(benchmark: str, split: str, text: str, navsim_mini: Path, tmp_path: Path) -> None:
@@ -337,3 +338,51 @@ def test_the_command(benchmark: str, split: str, text: str, navsim_mini: Path, t
     assert text in done.stdout + done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert (done.returncode == 0) == ("valid" in text)
+
+
+def run_evaluate(*overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), *overrides, "progress=false"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_command_prints_the_combined_score_and_refuses_what_makes_no_sense(
+    navsim_mini: Path, goldens: Path, tmp_path: Path
+) -> None:
+    """The printed EPDMS is that of the summary row, not a mean over the samples of both stages."""
+    data = ("benchmark=navhard_two_stage", f"dataset_root={navsim_mini}", "train_test_split=synth_two_stage")
+    done = run_evaluate(*data, "agent=constant_velocity", f"output_dir={tmp_path / 'cv'}")
+    assert done.returncode == 0, done.stderr
+    combined = read_two_stage(goldens / "v22_two_cv.csv")[1]["extended_pdm_score_combined"]
+    assert f"EPDMS {100 * combined:.2f}" in done.stdout.splitlines()[2]
+
+    one_stage = ("benchmark=navsim_v2", *data[1:])
+    for overrides, message in (
+        ((*one_stage, "agent=constant_velocity"), "has two stages, navsim_v2 has one"),
+        ((*data, "agent=none"), "agent=none with predictions=FILE"),
+        ((*data, "agent=human", f"predictions={tmp_path / 'cv' / 'predictions.parquet'}"), "one of the two"),
+        (
+            (*data, "agent=none", f"predictions={tmp_path / 'cv' / 'predictions.parquet'}"),
+            "output_dir must be another folder",
+        ),
+        ((*data, "agent=constant_velocity", "max_scenes=1"), "leaves no whole mapping group"),
+        ((*data, "agent=constant_velocity", "metric_cache_path=nowhere"), "a scene cache needs the file"),
+    ):
+        failed = run_evaluate(*overrides, f"output_dir={tmp_path / 'cv'}")
+        assert failed.returncode == 1, message
+        assert message in failed.stderr, failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+def test_two_results_of_one_folder_have_their_own_groups(navsim_mini: Path, tmp_path: Path) -> None:
+    data = ("benchmark=navhard_two_stage", f"dataset_root={navsim_mini}", "train_test_split=synth_two_stage")
+    for name in ("a", "b"):
+        done = run_evaluate(*data, "agent=constant_velocity", f"output_dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / name / "results_groups.csv").is_file()
+
+
+def test_repeated_predictions_are_refused(tmp_path: Path) -> None:
+    rows = [{"token": "a", "trajectory_id": "final", "poses": [0.0] * 24}] * 2
+    pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(DataError, match="several 'final' for token 'a'"):
+        read_predictions(tmp_path / "p.parquet")
