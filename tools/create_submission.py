@@ -5,9 +5,9 @@ r"""Make submission.pkl for a NAVSIM leaderboard: plan every sample of a split, 
         output=OUT/submission.pkl
     python tools/create_submission.py "predictions=[SEED1/predictions.parquet,SEED2/predictions.parquet]" ...
 
-Nothing is written unless every sample of the split has a trajectory. A stopped run goes on where it was.
-The written file is checked at once; exit code 1 if the check finds a problem. All keys:
-navsim_configs/create_submission.yaml.
+No submission is written unless every sample of the split has a trajectory. What was planned lies beside it
+(predictions.parquet, and outcomes/, from which a stopped run goes on). The written file is checked at once;
+exit code 1 if the check finds a problem. All keys: navsim_configs/create_submission.yaml.
 """
 
 from __future__ import annotations

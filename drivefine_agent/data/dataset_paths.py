@@ -32,12 +32,8 @@ class DatasetPaths:
     """Second stage: the root of every `CameraRecord.data_path` of its samples."""
 
     @classmethod
-    def from_root(cls, root: str | Path, second_stage: str = SECOND_STAGE_FOLDER) -> DatasetPaths:
-        """The tree of a dataset: navsim_logs, sensor_blobs, maps and splits below one folder.
-
-        Args:
-          root: the folder.
-          second_stage: folder of the second stage in it; needs not exist.
+    def from_root(cls, root: str | Path) -> DatasetPaths:
+        """The tree of a dataset: navsim_logs, sensor_blobs, maps, splits and second stage below one folder.
 
         Raises:
           DataError: if there is no such folder.
@@ -52,8 +48,8 @@ class DatasetPaths:
             original_sensor_path=root / "sensor_blobs",
             maps_root=root / "maps",
             splits=root / "splits",
-            synthetic_scenes_path=root / second_stage / SCENES_FOLDER,
-            synthetic_sensor_path=root / second_stage / "sensor_blobs",
+            synthetic_scenes_path=root / SECOND_STAGE_FOLDER / SCENES_FOLDER,
+            synthetic_sensor_path=root / SECOND_STAGE_FOLDER / "sensor_blobs",
         )
 
     @classmethod

@@ -122,7 +122,7 @@ def load_split_scenes(
         windows = [window for window in windows if window.token in first]
         tokens = [token for group in groups for pair in group.pairs for token in pair]
     second_stage = load_second_stage(
-        _second_stage_folder(keys, paths, "synthetic_scenes_path"),
+        _second_stage_folder(keys, paths, "synthetic_scenes_path", split.name),
         split.scene_filter,
         windows,
         tokens=tokens,
@@ -134,14 +134,19 @@ def load_split_scenes(
         sensor_path,
         maps_root,
         tuple(second_stage),
-        _second_stage_folder(keys, paths, "synthetic_sensor_path"),
+        _second_stage_folder(keys, paths, "synthetic_sensor_path", split.name),
         groups,
     )
 
 
-def _second_stage_folder(keys: DatasetKeys, paths: DatasetPaths | None, key: str) -> Path:
+def _second_stage_folder(keys: DatasetKeys, paths: DatasetPaths | None, key: str, split_name: str) -> Path:
+    """Where a key says; else in the dataset's folder of the split's name (warmup_two_stage), or navhard's."""
     given = getattr(keys, key)
-    return Path(given) if given is not None else Path(getattr(_required(paths, key), key))
+    if given is not None:
+        return Path(given)
+    default = Path(getattr(_required(paths, key), key))
+    own = default.parent.parent / split_name / default.name
+    return own if own.is_dir() else default
 
 
 def _dataset_paths(keys: DatasetKeys, environment: Mapping[str, str]) -> DatasetPaths | None:

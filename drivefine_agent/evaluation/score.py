@@ -22,6 +22,7 @@ from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.outcomes import SceneOutcome, StageOutcome
 from drivefine_agent.evaluation.run import SceneSource
+from drivefine_agent.geometry.se2 import global_from_local
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.scoring.extended_comfort import motion_of
 from drivefine_agent.scoring.frame_scores import FrameScores
@@ -111,19 +112,12 @@ def score_stages_v2(
             details={
                 "motion": motion_of(states[row]).ravel().tolist(),
                 "start_xy": scene.initial_state[:2].tolist(),
-                "endpoint_xy": endpoint(scene.initial_state[:3], np.asarray(poses)).tolist(),
+                "endpoint_xy": global_from_local(poses[-1:], scene.initial_state[:3])[0, :2].tolist(),
                 "human_zeros": [] if scene.is_synthetic else zeros.astype(float).tolist(),
                 "timestamp_us": [float(scene.timestamp_us)],
             },
         )
     return SceneOutcome(scene.token, outcomes)
-
-
-def endpoint(rear_axle: NDArray[np.float64], poses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(2,) global position of a prediction's last pose [m], of poses (8, 3) in the frame of a pose (3,)."""
-    cos, sin = np.cos(rear_axle[2]), np.sin(rear_axle[2])
-    x, y = poses[-1, :2]
-    return np.array([cos * x - sin * y + rear_axle[0], sin * x + cos * y + rear_axle[1]])
 
 
 def score_windows(

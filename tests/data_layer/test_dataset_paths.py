@@ -12,8 +12,6 @@ def test_the_tree_below_a_root(tmp_path):
     assert paths.splits == tmp_path / "splits"
     assert paths.synthetic_scenes_path == tmp_path / "navhard_two_stage" / "synthetic_scene_pickles"
     assert paths.synthetic_sensor_path == tmp_path / "navhard_two_stage" / "sensor_blobs"
-    warm_up = DatasetPaths.from_root(tmp_path, second_stage="warmup_two_stage")
-    assert warm_up.synthetic_scenes_path == tmp_path / "warmup_two_stage" / "synthetic_scene_pickles"
 
 
 def test_navsims_variables(tmp_path):

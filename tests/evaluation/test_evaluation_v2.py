@@ -386,3 +386,13 @@ def test_repeated_predictions_are_refused(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(DataError, match="several 'final' for token 'a'"):
         read_predictions(tmp_path / "p.parquet")
+
+
+def test_the_second_stage_is_found_in_a_folder_of_the_splits_name(navsim_mini: Path, tmp_path: Path) -> None:
+    """As warmup_two_stage/ beside navhard_two_stage/ in the published data."""
+    for name in ("navsim_logs", "sensor_blobs", "maps", "splits"):
+        (tmp_path / name).symlink_to(navsim_mini / name)
+    (tmp_path / "synth_two_stage").symlink_to(navsim_mini / "navhard_two_stage")
+    scenes = load_split_scenes(DatasetKeys("synth_two_stage", dataset_root=str(tmp_path)), environment={})
+    assert len(scenes.second_stage) == 48
+    assert scenes.synthetic_sensor_path == tmp_path / "synth_two_stage" / "sensor_blobs"

@@ -14,6 +14,7 @@ from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import SceneError
 from drivefine_agent.scoring.build_v2 import build_scoring_scene_v2
 from drivefine_agent.scoring.route import load_route
+from drivefine_agent.scoring.scorer_v2 import score_v2
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,25 @@ def test_too_short_windows_are_named(window: SceneWindow, map_: Map) -> None:
     late = replace(window, frames=window.frames[1:], num_history_frames=3)
     with pytest.raises(SceneError, match="num_history_frames=4"):
         build_scoring_scene_v2(late, map_)
+
+
+def test_an_overlap_at_the_start_counts_in_reactive_traffic_only(window: SceneWindow, map_: Map) -> None:
+    """A standing cyclist on the bonnet: recorded traffic leaves it out, reactive traffic does not."""
+    annotations = window.current.annotations
+    assert annotations is not None
+    cyclist = replace(
+        annotations,
+        boxes=np.concatenate([annotations.boxes, [[4.0, 0.0, 0.8, 1.8, 0.6, 1.6, 0.0]]]),
+        names=(*annotations.names, "bicycle"),
+        velocity_3d=np.concatenate([annotations.velocity_3d, np.zeros((1, 3))]),
+        instance_tokens=(*annotations.instance_tokens, "lone"),
+        track_tokens=(*annotations.track_tokens, "lone"),
+    )
+    changed = with_frame(window, 0, annotations=cyclist)
+    scene = build_scoring_scene_v2(changed, map_)
+    poses = scene.human_poses[None]
+    rules = {"human_penalty_filter": "false"}
+    recorded = score_v2(scene, poses, traffic="non_reactive", **rules)
+    reactive = score_v2(scene, poses, traffic="reactive", **rules)
+    assert recorded.no_at_fault_collisions[0] == 1.0
+    assert reactive.no_at_fault_collisions[0] == 0.0
