@@ -35,6 +35,21 @@ def relative_progress(progress_m: FloatArray, best_progress_m: FloatArray | floa
     return np.where(counts, relative, 1.0)
 
 
+def multiplier(
+    no_at_fault_collisions: FloatArray,
+    drivable_area_compliance: FloatArray,
+    driving_direction_compliance: FloatArray,
+    traffic_light_compliance: FloatArray,
+) -> FloatArray:
+    """NC x DAC x DDC x TLC, elementwise."""
+    return (
+        no_at_fault_collisions
+        * drivable_area_compliance
+        * driving_direction_compliance
+        * traffic_light_compliance
+    )
+
+
 def weighted_average(
     ego_progress: FloatArray,
     time_to_collision_within_bound: FloatArray,

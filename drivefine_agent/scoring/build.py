@@ -5,7 +5,7 @@ Source: pdm-scorer 2; NAVSIM v1.1, navsim/planning/metric_caching/metric_cache_p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
@@ -30,6 +30,7 @@ from drivefine_agent.scoring.observation import (
     NUM_OBSERVATION_FRAMES,
     STOPPED_SPEED_MPS,
     FrameTracks,
+    SampledTracks,
     frame_tracks,
     resample_tracks,
     track_polygons,
@@ -96,22 +97,35 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
         score_proposals,
     )
 
-    sampled = resample_tracks(tracks)
-    corners, centers = track_polygons(sampled.poses, sampled.sizes, sampled.exists)
-    boxes = TrackBoxes(corners, centers, sampled.exists, sampled.is_agent, sampled.is_stopped)
-    reference_states = simulate(resample_reference(reference_poses, frame.timestamp_us)[None], state)
-    reference = score_states(reference_states, Surroundings(roads.polygons, boxes, roads.centerline_xy))
+    return judge_reference(
+        unjudged_scene(
+            window, roads, state, reference_poses, resample_tracks(tracks), future_poses(window, NUM_POSES)
+        )
+    )
+
+
+def unjudged_scene(
+    window: SceneWindow,
+    roads: Roads,
+    state: FloatArray,
+    reference_poses: FloatArray,
+    tracks: SampledTracks,
+    human_poses: FloatArray,
+) -> ScoringScene:
+    """What scenes of all rules have in common, with NaN for the worth of the reference."""
+    timestamp_us = window.current.timestamp_us
+    corners, centers = track_polygons(tracks.poses, tracks.sizes, tracks.exists)
     return ScoringScene(
         token=window.token,
         log_name=window.log_name,
         map_name=window.map_name,
-        timestamp_us=frame.timestamp_us,
+        timestamp_us=timestamp_us,
         initial_state=state,
-        human_poses=future_poses(window, NUM_POSES),
+        human_poses=human_poses,
         reference_poses=reference_poses,
-        reference_states=reference_states[0],
-        reference_progress=float(reference.progress_m[0]),
-        reference_multiplier=float(reference.multiplier[0]),
+        reference_states=simulate(resample_reference(reference_poses, timestamp_us)[None], state)[0],
+        reference_progress=np.nan,
+        reference_multiplier=np.nan,
         centerline=roads.centerline_xy,
         polygon_xy=roads.polygons.xy,
         polygon_ring_offsets=roads.polygons.ring_offsets,
@@ -120,14 +134,24 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
         polygon_on_route=roads.polygons.on_route,
         track_corners=corners,
         track_center=centers,
-        track_exists=sampled.exists,
-        track_is_agent=sampled.is_agent,
-        track_is_stopped=sampled.is_stopped,
-        track_type=sampled.types,
+        track_exists=tracks.exists,
+        track_is_agent=tracks.is_agent,
+        track_is_stopped=tracks.is_stopped,
+        track_type=tracks.types,
         polygon_ids=roads.drivable_map.ids,
-        track_tokens=sampled.tokens,
-        track_poses=sampled.poses,
-        track_sizes=sampled.sizes,
+        track_tokens=tracks.tokens,
+        track_poses=tracks.poses,
+        track_sizes=tracks.sizes,
+    )
+
+
+def judge_reference(scene: ScoringScene) -> ScoringScene:
+    """The scene with the worth of its reference under NAVSIM 1.1's rules."""
+    reference = score_states(scene.reference_states[None], Surroundings.from_scene(scene))
+    return replace(
+        scene,
+        reference_progress=float(reference.progress_m[0]),
+        reference_multiplier=float(reference.multiplier[0]),
     )
 
 

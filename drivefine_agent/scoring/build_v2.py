@@ -24,6 +24,7 @@ from drivefine_agent.scoring.build import (
     initial_state,
     prepare_forecast,
     prepare_roads,
+    unjudged_scene,
 )
 from drivefine_agent.scoring.drivable_map import polygon_arrays
 from drivefine_agent.scoring.forecast import NUM_MAPS, SAMPLES_PER_MAP, Forecast
@@ -34,7 +35,6 @@ from drivefine_agent.scoring.observation import (
     FrameTracks,
     frame_tracks,
     resample_tracks,
-    track_polygons,
 )
 from drivefine_agent.scoring.pdm_closed import plan_pdm_closed
 from drivefine_agent.scoring.reactive_scene import build_reactive_traffic
@@ -49,7 +49,7 @@ from drivefine_agent.scoring.scorer_v2 import (
 )
 from drivefine_agent.scoring.simulate import simulate
 from drivefine_agent.scoring.traffic_lights import RedLights
-from drivefine_agent.scoring.trajectory import rear_axle_round_trip, resample_reference
+from drivefine_agent.scoring.trajectory import rear_axle_round_trip
 from drivefine_agent.scoring.types import ScoringSceneV2
 
 NUM_HISTORY_STATES = 4  # frames at -1.5, -1.0, -0.5 and 0 s
@@ -87,42 +87,17 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
     forecast = prepare_forecast(tracks[0], frame, roads, collided_memory)
     reference_poses = _plan_reference(roads, forecast, state)
 
-    sampled = resample_tracks(tracks)
-    corners, centers = track_polygons(sampled.poses, sampled.sizes, sampled.exists)
-    overlaps = shapely.intersects(shapely.polygons(corners[0]), roads.ego_footprint) & sampled.exists[0]
+    is_synthetic = window.second_stage is not None
+    human_poses = np.full((NUM_POSES, 3), np.nan) if is_synthetic else future_poses(window, NUM_POSES)
+    common = unjudged_scene(window, roads, state, reference_poses, resample_tracks(tracks), human_poses)
+    at_start = shapely.polygons(common.track_corners[0])
     light_ids, light_polygons, light_on = _red_lights_on_route(map_, frame.roadblock_ids, lights)
     light_xy, light_rings, light_parts = polygon_arrays(light_polygons)
-    is_synthetic = window.second_stage is not None
     scene = ScoringSceneV2(
-        token=window.token,
-        log_name=window.log_name,
-        map_name=window.map_name,
-        timestamp_us=frame.timestamp_us,
-        initial_state=state,
-        human_poses=np.full((NUM_POSES, 3), np.nan) if is_synthetic else future_poses(window, NUM_POSES),
-        reference_poses=reference_poses,
-        reference_states=simulate(resample_reference(reference_poses, frame.timestamp_us)[None], state)[0],
-        reference_progress=np.nan,
-        reference_multiplier=np.nan,
-        centerline=roads.centerline_xy,
-        polygon_xy=roads.polygons.xy,
-        polygon_ring_offsets=roads.polygons.ring_offsets,
-        polygon_part_offsets=roads.polygons.part_offsets,
-        polygon_kind=roads.polygons.kind,
-        polygon_on_route=roads.polygons.on_route,
-        track_corners=corners,
-        track_center=centers,
-        track_exists=sampled.exists,
-        track_is_agent=sampled.is_agent,
-        track_is_stopped=sampled.is_stopped,
-        track_type=sampled.types,
-        polygon_ids=roads.drivable_map.ids,
-        track_tokens=sampled.tokens,
-        track_poses=sampled.poses,
-        track_sizes=sampled.sizes,
+        **vars(common),
         is_synthetic=is_synthetic,
-        overlaps_at_start=overlaps,
-        exists_in_frame=np.isin(np.arange(len(sampled.tokens)), np.arange(len(tracks[0].tokens))),
+        overlaps_at_start=shapely.intersects(at_start, roads.ego_footprint) & common.track_exists[0],
+        exists_in_frame=np.arange(len(common.track_tokens)) < len(tracks[0].tokens),
         history_states=history_states(window),
         red_light_xy=light_xy,
         red_light_ring_offsets=light_rings,

@@ -8,8 +8,6 @@ Shape letters: T samples of 0.1 s, K tracks. Source: pdm-scorer 2.7-2.9.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -20,7 +18,7 @@ from drivefine_agent.data.metric_cache import MetricCacheFile
 from drivefine_agent.data.types import FloatArray
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.geometry.indices import StateIndex
-from drivefine_agent.scoring.build import ego_center
+from drivefine_agent.scoring.build import ego_center, judge_reference
 from drivefine_agent.scoring.build_v2 import (
     NUM_HISTORY_STATES,
     global_tracks,
@@ -37,7 +35,6 @@ from drivefine_agent.scoring.observation import (
     track_polygons,
 )
 from drivefine_agent.scoring.reactive_scene import build_reactive_traffic
-from drivefine_agent.scoring.scorer import Surroundings, score_states
 from drivefine_agent.scoring.simulate import simulate
 from drivefine_agent.scoring.trajectory import resample_reference
 from drivefine_agent.scoring.types import PolygonKind, ScoringScene, ScoringSceneV2
@@ -65,19 +62,9 @@ def scoring_scene_from_metric_cache(cache: MetricCacheFile, map_: Map | None = N
       SceneError: if the cache does not fit together; the message names its token.
     """
     try:
-        return _scene_v1(cache) if cache.version == "1.1" else _scene_v2(cache, map_)
+        return judge_reference(_common_scene(cache)) if cache.version == "1.1" else _scene_v2(cache, map_)
     except (SceneError, DataError) as error:
         raise SceneError(f"scene '{cache.token}' of log '{cache.log_name}': {error}") from error
-
-
-def _scene_v1(cache: MetricCacheFile) -> ScoringScene:
-    scene = _common_scene(cache)
-    reference = score_states(scene.reference_states[None], Surroundings.from_scene(scene))
-    return replace(
-        scene,
-        reference_progress=float(reference.progress_m[0]),
-        reference_multiplier=float(reference.multiplier[0]),
-    )
 
 
 def _scene_v2(cache: MetricCacheFile, map_: Map | None) -> ScoringSceneV2:

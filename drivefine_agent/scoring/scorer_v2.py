@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from drivefine_agent.constants import NUM_SIM_STATES
 from drivefine_agent.errors import SceneError, TrafficError
 from drivefine_agent.geometry.indices import StateIndex
-from drivefine_agent.scoring.aggregate_v2 import relative_progress, weighted_average
+from drivefine_agent.scoring.aggregate_v2 import multiplier, relative_progress, weighted_average
 from drivefine_agent.scoring.areas import ego_areas
 from drivefine_agent.scoring.collisions import no_at_fault_collisions
 from drivefine_agent.scoring.comfort import history_comfort
@@ -89,11 +89,11 @@ class StateScoresV2:
     @property
     def multiplier(self) -> FloatArray:
         """(P,) NC x DAC x DDC x TLC."""
-        return (
-            self.no_at_fault_collisions
-            * self.drivable_area_compliance
-            * self.driving_direction_compliance
-            * self.traffic_light_compliance
+        return multiplier(
+            self.no_at_fault_collisions,
+            self.drivable_area_compliance,
+            self.driving_direction_compliance,
+            self.traffic_light_compliance,
         )
 
 
@@ -299,12 +299,8 @@ def reactive_tracks(scene: ScoringSceneV2, states: FloatArray) -> TrackBoxes:
 
 
 def _product(values: dict[str, FloatArray]) -> FloatArray:
-    return (
-        values["no_at_fault_collisions"]
-        * values["drivable_area_compliance"]
-        * values["driving_direction_compliance"]
-        * values["traffic_light_compliance"]
-    )
+    """Of the first four sub-scores of HUMAN_FILTERED."""
+    return multiplier(*(values[name] for name in HUMAN_FILTERED[:4]))
 
 
 def _filled(parts: Sequence[SubScoresV2], is_good: NDArray[np.bool_]) -> SubScoresV2:

@@ -79,6 +79,20 @@ def test_two_stage_folders_are_compared_by_group_over_those_complete_for_both(tm
     assert (content["agents"][1]["num_valid"], content["agents"][1]["num_scenes"]) == (2, 3)
 
 
+def test_two_results_in_one_folder_have_their_own_groups(tmp_path: Path) -> None:
+    """As results.csv and results_before_refinement.csv of one evaluation."""
+    for name, value in (("results", "0.5"), ("results_before_refinement", "0.2")):
+        shutil.copy(TWO_STAGE, tmp_path / f"{name}.csv")
+        lines = ["token,valid,previous_token,stage_one,stage_two,score"]
+        lines += [f"n{row},True,p{row},{value},{value},{value}" for row in range(3)]
+        (tmp_path / f"{name}_groups.csv").write_text("\n".join(lines) + "\n")
+    files = (f"a={tmp_path / 'results.csv'}", f"b={tmp_path / 'results_before_refinement.csv'}")
+    done = run_compare(*files, "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    difference = json.loads((tmp_path / "out.json").read_text())["agents"][1]["difference"]
+    assert difference["mean"] == pytest.approx(-0.3)
+
+
 def test_results_of_different_benchmarks_are_refused() -> None:
     done = run_compare(HUMAN, GOLDEN / "v11_pdms_human_agent.csv")
     assert done.returncode != 0

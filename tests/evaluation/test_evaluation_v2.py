@@ -373,14 +373,6 @@ def test_the_command_prints_the_combined_score_and_refuses_what_makes_no_sense(
         assert "Traceback" not in failed.stderr
 
 
-def test_two_results_of_one_folder_have_their_own_groups(navsim_mini: Path, tmp_path: Path) -> None:
-    data = ("benchmark=navhard_two_stage", f"dataset_root={navsim_mini}", "train_test_split=synth_two_stage")
-    for name in ("a", "b"):
-        done = run_evaluate(*data, "agent=constant_velocity", f"output_dir={tmp_path / name}")
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / name / "results_groups.csv").is_file()
-
-
 def test_repeated_predictions_are_refused(tmp_path: Path) -> None:
     rows = [{"token": "a", "trajectory_id": "final", "poses": [0.0] * 24}] * 2
     pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
