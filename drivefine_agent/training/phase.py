@@ -78,7 +78,7 @@ class Phase:
           num_steps: of this phase.
           folder: of the run's checkpoints.
         """
-        parameters, kinds = _named_parameters(model, parts)
+        parameters, kinds = trained_parameters(model, parts)
         optimizer = build_optimizer(parameters, kinds.__getitem__, config)
         average = WeightAverage(parameters, average_decay)
         phase = cls(name, model, optimizer, average, config, num_steps, folder)
@@ -150,7 +150,7 @@ def batch_order(num_scenes: int, batch_size: int, seed: int, purpose: str, step:
     return np.resize(order, per_epoch * batch_size)[step % per_epoch * batch_size :][:batch_size]
 
 
-def _named_parameters(
+def trained_parameters(
     model: DriveFineModel, parts: Sequence[str]
 ) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
     """Trainable parameters of the parts by name, and the optimizer group of each."""
