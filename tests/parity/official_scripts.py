@@ -1,7 +1,7 @@
 """Running a real NAVSIM's own scripts beside ours.
 
 NAVSIM may live in another environment than ours: name its interpreter in DRIVEFINE_NAVSIM_PYTHON (default:
-the interpreter that runs the tests). One interpreter imports one version of NAVSIM; run the tests once with each.
+the interpreter that runs the tests). One interpreter imports one version of NAVSIM; run the tests with each.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The seam cannot drift from NAVSIM: our stand-ins against signatures and values of the official classes.
 
-The facts were taken from NAVSIM 1.1 and 2.2 by `describe_navsim.py` and `dump_agent_inputs.py`. Where a NAVSIM
-is importable, the tests marked `navsim` take them anew.
+The facts were taken from NAVSIM 1.1 and 2.2 by `describe_navsim.py` and `dump_agent_inputs.py`. Where a
+NAVSIM is importable, the tests marked `navsim` take them anew.
 """
 
 import inspect
@@ -70,9 +70,8 @@ def test_agent_inputs_are_navsim_s_to_the_bit(navsim_mini: Path) -> None:
     assert sorted(by_token) == golden["token"].tolist()
     for row, token in enumerate(golden["token"].tolist()):
         window = by_token[token]
-        image = read_image(
-            navsim_mini / "sensor_blobs" / "test", window.current.cameras["CAM_F0"].data_path, True
-        )
+        sensors = navsim_mini / "sensor_blobs" / split.data_split
+        image = read_image(sensors, window.current.cameras["CAM_F0"].data_path)
         agent_input = agent_input_from_window(window, image)
         for name in ("ego_pose", "ego_velocity", "ego_acceleration", "driving_command"):
             ours = np.stack([getattr(status, name) for status in agent_input.ego_statuses])
@@ -83,7 +82,7 @@ def test_agent_inputs_are_navsim_s_to_the_bit(navsim_mini: Path) -> None:
         assert loaded.shape == tuple(golden["image_shape"][row])
         assert zlib.crc32(np.ascontiguousarray(loaded)) == golden["image_crc"][row]
         future = scene_from_window(window, None).get_future_trajectory(8).poses
-        np.testing.assert_allclose(future, golden["future_poses"][row], rtol=0, atol=4e-15)  # float64
+        np.testing.assert_allclose(future, golden["future_poses"][row], rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.navsim
