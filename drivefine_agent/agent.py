@@ -55,6 +55,7 @@ from drivefine_agent.navsim_inputs import blank_image as with_blank_image
 from drivefine_agent.navsim_inputs import observation_from_agent_input, observation_from_window
 from drivefine_agent.planner import Planner, plan_tokens
 from drivefine_agent.prompt import PromptBuilder
+from drivefine_agent.provenance import warn_of_test_data
 from drivefine_agent.tokenizer import ActionTokenizer
 
 _logger = logging.getLogger(__name__)
@@ -359,6 +360,7 @@ class DriveFineAgent(AbstractAgent):
     def planner(self) -> Planner:
         """The planner, loaded when first asked for: NAVSIM's training never calls `initialize`."""
         if self._planner is None:
+            warn_of_test_data(self._folder())
             self._planner = Planner.from_pretrained(self._folder(), self._options, self._device, self._dtype)
             self.model = self._planner.model  # registered, so that NAVSIM's training finds its parameters
         return self._planner

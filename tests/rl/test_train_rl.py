@@ -43,6 +43,8 @@ def settings(image_dataset: Path, scene_cache: Path, start: Path, tmp_path: Path
         "metric_cache_path": str(scene_cache),
         "dataset_root": str(image_dataset),
         "train_test_split": SPLIT,
+        "allow_test_split": True,  # its logs lie in the folder of test logs
+        "i_train_on_test_tokens_of": SPLIT,
         "max_scenes": NUM_SCENES,
         "tile_cache_path": str(tmp_path.parent / "tiles"),
         "rollout": {"num_samples": 4, "num_refined": 2, "num_denoising_steps": 4},
@@ -114,7 +116,7 @@ def test_a_hybrid_run_trains_both_experts_and_nothing_of_vision(
     assert first["generator/entropy"] > 0.0
     card = json.loads((Path(config.output_dir) / "model" / "provenance.json").read_text())
     assert card["step"] == 2
-    assert card["data"]["num_scenes"] == NUM_SCENES
+    assert card["data"]["num_tokens"] == NUM_SCENES
 
 
 def test_a_grpo_run_leaves_the_refiner_alone(settings: dict[str, Any], start: Path) -> None:
