@@ -22,6 +22,8 @@ from drivefine_agent.training.scenes import SplitScenes
 
 LOGGER = logging.getLogger(__name__)
 
+_NUM_LISTED = 3  # test splits that a message lists; the card has all
+
 TEST_FOLDERS = {
     "test": "OpenScene's test logs",
     "private_test_e2e": "logs of NAVSIM's 2024 leaderboard",
@@ -229,7 +231,8 @@ def _demand_consent(training: SplitScenes, found: Mapping[str, str], consent: Ha
 
 
 def _listed(found: Mapping[str, str]) -> str:
-    return "; ".join(f"{name} ({what})" for name, what in found.items())
+    shown = [f"{name} ({what})" for name, what in found.items()][:_NUM_LISTED]
+    return "; ".join(shown) + (f" and {len(found) - _NUM_LISTED} more" if len(found) > _NUM_LISTED else "")
 
 
 # ------------------------------------------------------------------------------------------ held-out scenes

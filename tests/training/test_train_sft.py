@@ -96,9 +96,10 @@ def test_every_checkpoint_says_which_tokens_it_learned_from(
 ) -> None:
     refiner = replace(debug_config.refiner, num_epochs=0)
     perception = replace(debug_config.perception, num_epochs=0)
-    config = replace(debug_config, refiner=refiner, perception=perception)
+    generator = replace(debug_config.generator, num_epochs=1, pairs_per_scene=1)
+    config = replace(debug_config, refiner=refiner, perception=perception, generator=generator)
     with monkeypatch.context() as patch:
-        _stop_before(patch, "generator", 3)
+        _stop_before(patch, "generator", 2)
         with pytest.raises(KeyboardInterrupt):
             script.train(config)
     (half_way,) = (Path(config.output_dir) / "checkpoints").iterdir()
