@@ -70,6 +70,10 @@ Card = Mapping[str, Any]
 
 def train(config: TrainSFTConfig) -> Validation | None:
     """All phases; returns the refined model's validation, None where the refiner was not trained."""
+    train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
+    held_out_scenes = load_split_scenes(config.paths, config.validation_split, config.max_validation_scenes)
+    check = check_splits(train_scenes, held_out_scenes, config.paths, config)
+    check.log_warnings()
     output = Path(config.output_dir)
     claim_run_folder(output, asdict(config))
     if config.run.num_threads is not None:
@@ -77,12 +81,7 @@ def train(config: TrainSFTConfig) -> Validation | None:
 
     planner = build_planner(config.model, config.run.seed, config.run.device)
     instructions = Instructions(planner.prompts, config.run.device)
-
     tiles = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
-    train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
-    held_out_scenes = load_split_scenes(config.paths, config.validation_split, config.max_validation_scenes)
-    check = check_splits(train_scenes, held_out_scenes, config.paths, config)
-    check.log_warnings()
     card = training_card(config, check)
     demonstrations = load_demonstrations(train_scenes, planner.prompts, tiles)
     held_out = load_demonstrations(held_out_scenes, planner.prompts, tiles)

@@ -13,6 +13,7 @@ SECOND_STAGE_FOLDER = "navhard_two_stage"
 """NAVSIM's default folder of the second stage; the warm-up set lies in warmup_two_stage."""
 SCENES_FOLDER = "synthetic_scene_pickles"
 _NAVSIM_SPLITS = "navsim/planning/script/config/common"  # in a NAVSIM checkout
+_NAVSIM_LOG_LISTS = "navsim/planning/script/config/training/default_train_val_test_log_split.yaml"
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,15 @@ def navsim_split_folders(environment: Mapping[str, str] | None = None) -> list[P
     """Where NAVSIM's own splits lie: below NAVSIM_DEVKIT_ROOT, a checkout of NAVSIM; none if not set."""
     devkit = (os.environ if environment is None else environment).get("NAVSIM_DEVKIT_ROOT")
     return [Path(devkit) / _NAVSIM_SPLITS] if devkit else []
+
+
+def navsim_log_lists(environment: Mapping[str, str] | None = None) -> Path:
+    """NAVSIM's lists of logs to train and to validate on, in the checkout that NAVSIM_DEVKIT_ROOT names.
+
+    Raises:
+      DataError: the variable is not set.
+    """
+    devkit = (os.environ if environment is None else environment).get("NAVSIM_DEVKIT_ROOT")
+    if not devkit:
+        raise DataError("NAVSIM_DEVKIT_ROOT is not set: set it to a checkout of NAVSIM, or set log_lists")
+    return Path(devkit) / _NAVSIM_LOG_LISTS

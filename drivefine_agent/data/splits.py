@@ -97,6 +97,20 @@ def data_split_of(path: Path) -> str:
     return _data_split(_mapping(path), path)
 
 
+def load_log_lists(path: Path) -> dict[str, tuple[str, ...]]:
+    """NAVSIM's lists of logs: `train_logs` and `val_logs` of default_train_val_test_log_split.yaml.
+
+    Raises:
+      DataError: the file is missing or damaged, or the lists overlap.
+    """
+    content = _mapping(path)
+    lists = {key: _names(key, content.get(key), path) or () for key in ("train_logs", "val_logs")}
+    both = sorted(set(lists["train_logs"]) & set(lists["val_logs"]))
+    if both:
+        raise DataError(f"train_logs and val_logs must not overlap, got {both[0]!r} in both lists of {path}")
+    return lists
+
+
 def _data_split(content: Mapping[str, Any], path: Path) -> str:
     folder = content.get("data_split")
     if not isinstance(folder, str) or not folder:

@@ -224,7 +224,7 @@ def _demand_consent(training: SplitScenes, found: Mapping[str, str], consent: Ha
         return
     raise DataError(
         f"training must not see test data, but the split {training.name!r} has some: {_listed(found)}. "
-        "Choose another train_test_split, such as navtrain. If you mean it, say so twice: "
+        "Choose another train_test_split, such as navtrain or world_train. If you mean it, say so twice: "
         f"allow_test_split=true i_train_on_test_tokens_of={name} (got {', '.join(given)}); the checkpoints "
         "and every evaluation of them will then say that they were trained on test data"
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
 
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.data.split_writer import write_split
-from drivefine_agent.data.splits import Split, load_split
+from drivefine_agent.data.splits import Split, load_log_lists, load_split
 from drivefine_agent.errors import DataError
 from drivefine_agent.provenance import describe_size
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
@@ -221,3 +224,50 @@ def test_known_sizes_are_named() -> None:
         "85,109 tokens (as many as navtrain has in NAVSIM's train_logs, 978"
     )
     assert describe_size(85_108) == "85,108 tokens"
+
+
+# ------------------------------------------------------------------------------------------ dividing a split
+
+
+def test_a_split_is_divided_by_lists_of_logs(
+    navsim_mini: Path, splits: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logs 1 and 2 are for training, 3 for validation, 4 for neither: 6 samples each."""
+    logs = splits.scene_filter.log_names or ()
+    lists = tmp_path / "lists.yaml"
+    lists.write_text(yaml.safe_dump({"train_logs": [*logs[:2], "elsewhere"], "val_logs": [logs[2]]}))
+    output = tmp_path / "splits"
+    path = Path(__file__).parents[2] / "tools" / "split_off_validation.py"
+    spec = importlib.util.spec_from_file_location("split_off_validation", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    overrides = [
+        f"train_test_split={SPLIT}",
+        f"dataset_root={navsim_mini}",
+        f"log_lists={lists}",
+        f"output={output}",
+    ]
+    with initialize_config_dir(str(path.parents[1] / "navsim_configs"), version_base="1.3"):
+        script.split_off_validation(compose("split_off_validation", overrides))
+    printed = capsys.readouterr().out
+    assert f"{SPLIT}_train: 12 tokens, 2 logs" in printed
+    assert "left out: 6 tokens" in printed
+    paths = DatasetPaths.from_root(navsim_mini)
+    paths = replace(paths, splits=output)
+    training, held_out = (
+        load_split_scenes(paths, f"{SPLIT}_{part}", show_progress=False) for part in ("train", "val")
+    )
+    assert {window.log_name for window in training.windows} == set(logs[:2])
+    assert {window.log_name for window in held_out.windows} == {logs[2]}
+    assert (len(training.windows), len(held_out.windows)) == (12, 6)
+    check = check_splits(training, held_out, paths, Consent(True, f"{SPLIT}_train"))
+    assert check.validation is not None
+    assert (check.validation["num_tokens_in_training"], check.validation["num_logs_in_training"]) == (0, 0)
+
+
+def test_lists_of_logs_that_overlap_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "lists.yaml").write_text("train_logs: [a, b]\nval_logs: [b]\n")
+    with pytest.raises(DataError, match="must not overlap, got 'b' in both"):
+        load_log_lists(tmp_path / "lists.yaml")

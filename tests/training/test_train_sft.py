@@ -123,6 +123,7 @@ def test_test_scenes_are_refused_before_anything_is_trained(
     monkeypatch.setattr(Phase, "update", lambda *_: pytest.fail("trained"))
     with pytest.raises(DataError, match="training must not see test data"):
         script.train(replace(debug_config, allow_test_split=False))
+    assert not Path(debug_config.output_dir).exists()
 
 
 def test_refiner_training_leaves_the_generator_alone(
