@@ -53,6 +53,7 @@ from drivefine_agent.navsim_inputs import observation_from_agent_input, observat
 from drivefine_agent.navsim_training import NavsimTraining, ObjectiveName
 from drivefine_agent.planner import Planner, PlanResult, plan_tokens, scene_generators
 from drivefine_agent.prompt import PromptBuilder
+from drivefine_agent.provenance import warn_of_test_data
 from drivefine_agent.selection import SELECTIONS, SelectionName, select
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.model_choice import build_planner, preset_config
@@ -320,6 +321,7 @@ class DriveFineAgent(AbstractAgent):
     def planner(self) -> Planner:
         """The planner, loaded when first asked for and shared with the process's other agents."""
         if self._planner is None:
+            warn_of_test_data(self._folder())
             self._planner = shared_planner(self._folder(), self._device, self._dtype)
         return self._planner
 

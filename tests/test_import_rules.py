@@ -13,7 +13,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("constants", "errors", "commands"),
     ("geometry",),
     ("data",),
-    ("actions", "answer"),
+    ("actions", "answer", "provenance"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),
     ("prompt",),
     ("planner",),
