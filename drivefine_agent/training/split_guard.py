@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from drivefine_agent.data.dataset_paths import DatasetPaths, navsim_split_folders
@@ -64,6 +65,29 @@ class HasConsent(Protocol):
     @property
     def i_train_on_test_tokens_of(self) -> str | None:
         """The second: names the test split."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples by name."""
+
+    name: str
+    """Of the split, or of whatever holds them."""
+    tokens: frozenset[str]
+    logs: frozenset[str]
+    data_split: str = ""
+    """Folder of the logs, where it is known."""
+
+    @classmethod
+    def of(cls, scenes: SplitScenes) -> Samples:
+        """Those of a split. Logs by the frames, and by the files, should someone have renamed them."""
+        files = {window.log_path.stem for window in scenes.windows if window.log_path is not None}
+        return cls(
+            scenes.name,
+            frozenset(window.token for window in scenes.windows),
+            frozenset(files | {window.log_name for window in scenes.windows}),
+            scenes.data_split,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,17 +163,44 @@ def check_splits(
       DataError: there are test data among the training scenes and the consents are not both given, or another
         split's held-out scenes are among them.
     """
-    known, warnings = _known_test_splits(paths)
-    found = _test_data(training, known, paths)
-    if found:
-        _demand_consent(training, found, consent)
-        warnings.append(f"TRAINING ON TEST DATA, as told twice: {_listed(found)}. Checkpoints will say so")
+    known, warnings = _known_test_splits([paths.splits, *navsim_split_folders()])
+    learned = Samples.of(training)
+    found = _test_data(learned, known, paths)
+    warnings += _demand_consent(learned, found, consent)
     validation = None
     if held_out is not None:
-        validation = _compare(training, held_out)
-        validation["test_data"] = seen = _test_data(held_out, known, paths)
-        warnings += _judge_held_out(training, held_out, validation, seen)
+        kept = Samples.of(held_out)
+        validation = _compare(learned, kept)
+        validation["test_data"] = seen = _test_data(kept, known, paths)
+        warnings += _judge_held_out(learned, kept, validation, seen)
     return SplitCheck(training, found, tuple(sorted(known)), validation, tuple(warnings))
+
+
+def check_samples(
+    stage: str,
+    samples: Samples,
+    split_folders: Sequence[Path],
+    paths: DatasetPaths | None,
+    consent: HasConsent,
+) -> TrainingData:
+    """The same for samples that did not come from our own loader, as in NAVSIM's training script.
+
+    Args:
+      stage: of training, for the card.
+      samples: to learn from.
+      split_folders: where split files are looked for.
+      paths: of the dataset, whose test logs are compared by name; None where they are not known.
+      consent: of the user.
+
+    Raises:
+      DataError: there are test data among the samples and the consents are not both given.
+    """
+    known, warnings = _known_test_splits(split_folders)
+    found = _test_data(samples, known, paths)
+    for warning in [*warnings, *_demand_consent(samples, found, consent)]:
+        LOGGER.warning(warning)
+    tokens = sorted(samples.tokens)
+    return training_data(stage, samples.name, tokens, len(tokens), {}, found, sorted(known))
 
 
 # ------------------------------------------------------------------------------------------ what is test data
@@ -163,11 +214,11 @@ class _Known:
     logs: frozenset[str]
 
 
-def _known_test_splits(paths: DatasetPaths) -> tuple[dict[str, _Known], list[str]]:
+def _known_test_splits(folders: Sequence[Path]) -> tuple[dict[str, _Known], list[str]]:
     """Test splits whose files are at hand, by name, and warnings about those that cannot be read."""
     known: dict[str, _Known] = {}
     warnings = []
-    for path in split_files([paths.splits, *navsim_split_folders()]):
+    for path in split_files(folders):
         name = path.stem
         try:
             is_test = name in TEST_SPLITS or data_split_of(path) in TEST_FOLDERS
@@ -187,41 +238,43 @@ def _known_test_splits(paths: DatasetPaths) -> tuple[dict[str, _Known], list[str
     return known, warnings
 
 
-def _test_data(scenes: SplitScenes, known: Mapping[str, _Known], paths: DatasetPaths) -> dict[str, str]:
-    """Test split -> what it has to do with the scenes; the one that matters most first."""
-    own = _own_reason(scenes)
-    tokens, logs = _tokens(scenes), _logs(scenes)
+def _test_data(samples: Samples, known: Mapping[str, _Known], paths: DatasetPaths | None) -> dict[str, str]:
+    """Test split -> what it has to do with the samples; the one that matters most first."""
+    own = _own_reason(samples)
     shared = {
-        name: (len(tokens & split.tokens), len(logs & split.logs))
+        name: (len(samples.tokens & split.tokens), len(samples.logs & split.logs))
         for name, split in known.items()
-        if not (own and name == scenes.name)
+        if not (own and name == samples.name)
     }
-    found = {scenes.name: own} if own else {}
+    found = {samples.name: own} if own else {}
     for name, (num_tokens, num_logs) in sorted(shared.items(), key=lambda item: item[1], reverse=True):
         if num_tokens or num_logs:
             found[name] = f"{num_tokens:,} of its tokens, {num_logs:,} of its logs"
-    for folder, content in TEST_FOLDERS.items():
-        num_logs = len(logs & {path.stem for path in paths.logs(folder).glob("*.pkl")})
-        if num_logs and scenes.data_split != folder:
+    for folder, content in TEST_FOLDERS.items() if paths is not None else ():
+        num_logs = len(samples.logs & {path.stem for path in paths.logs(folder).glob("*.pkl")})
+        if num_logs and samples.data_split != folder:
             found[f"navsim_logs/{folder}"] = f"{num_logs:,} logs of the same name there ({content})"
     return found
 
 
-def _own_reason(scenes: SplitScenes) -> str | None:
+def _own_reason(samples: Samples) -> str | None:
     """Why a split is test data by its name or folder."""
-    reason = (TEST_SPLITS | MIXED_SPLITS).get(scenes.name)
-    if reason is None and scenes.data_split in TEST_FOLDERS:
-        return f"its logs lie in the folder {scenes.data_split}: {TEST_FOLDERS[scenes.data_split]}"
+    reason = (TEST_SPLITS | MIXED_SPLITS).get(samples.name)
+    if reason is None and samples.data_split in TEST_FOLDERS:
+        return f"its logs lie in the folder {samples.data_split}: {TEST_FOLDERS[samples.data_split]}"
     return reason
 
 
-def _demand_consent(training: SplitScenes, found: Mapping[str, str], consent: HasConsent) -> None:
+def _demand_consent(training: Samples, found: Mapping[str, str], consent: HasConsent) -> list[str]:
+    """The warning that is due where test data are trained on as told twice."""
+    if not found:
+        return []
     name = next(iter(found))
     given = [f"allow_test_split={str(consent.allow_test_split).lower()}"]
     if consent.i_train_on_test_tokens_of is not None:
         given.append(f"i_train_on_test_tokens_of={consent.i_train_on_test_tokens_of}")
     if consent.allow_test_split and consent.i_train_on_test_tokens_of == name:
-        return
+        return [f"TRAINING ON TEST DATA, as told twice: {_listed(found)}. Checkpoints will say so"]
     raise DataError(
         f"training must not see test data, but the split {training.name!r} has some: {_listed(found)}. "
         "Choose another train_test_split, such as navtrain or world_train. If you mean it, say so twice: "
@@ -238,17 +291,17 @@ def _listed(found: Mapping[str, str]) -> str:
 # ------------------------------------------------------------------------------------------ held-out scenes
 
 
-def _compare(training: SplitScenes, held_out: SplitScenes) -> dict[str, Any]:
+def _compare(training: Samples, held_out: Samples) -> dict[str, Any]:
     return {
         "split": held_out.name,
-        "num_tokens": len(held_out.windows),
-        "num_tokens_in_training": len(_tokens(training) & _tokens(held_out)),
-        "num_logs_in_training": len(_logs(training) & _logs(held_out)),
+        "num_tokens": len(held_out.tokens),
+        "num_tokens_in_training": len(training.tokens & held_out.tokens),
+        "num_logs_in_training": len(training.logs & held_out.logs),
     }
 
 
 def _judge_held_out(
-    training: SplitScenes, held_out: SplitScenes, shared: Mapping[str, Any], test_data: Mapping[str, str]
+    training: Samples, held_out: Samples, shared: Mapping[str, Any], test_data: Mapping[str, str]
 ) -> Iterator[str]:
     """Warnings about the held-out scenes.
 
@@ -257,7 +310,7 @@ def _judge_held_out(
     """
     count, total = shared["num_tokens_in_training"], shared["num_tokens"]
     if count and training.name != held_out.name:
-        token = sorted(_tokens(training) & _tokens(held_out))[0]
+        token = min(training.tokens & held_out.tokens)
         raise DataError(
             f"held-out scenes must not be trained on, but {count:,} of the {total:,} of {held_out.name!r} "
             f"are among those of {training.name!r}, such as {token!r}: choose another validation_split"
@@ -277,13 +330,3 @@ def _judge_held_out(
             f"the held-out scenes are test data: {_listed(test_data)}. Do not choose a model, a step or a "
             "setting by their figures: what is then reported on that split is no longer a test"
         )
-
-
-def _tokens(scenes: SplitScenes) -> set[str]:
-    return {window.token for window in scenes.windows}
-
-
-def _logs(scenes: SplitScenes) -> set[str]:
-    """Names by the frames, and those of the files, should someone have renamed them."""
-    files = {window.log_path.stem for window in scenes.windows if window.log_path is not None}
-    return files | {window.log_name for window in scenes.windows}
