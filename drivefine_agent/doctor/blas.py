@@ -53,6 +53,8 @@ def right_result(report: Mapping[str, Any]) -> Finding:
     )
     if not _is_faulty_version(report):
         return ok(_TOPIC, seen)
+    if report["coretype"] and all(library["kernel"] == report["coretype"] for library in report["libraries"]):
+        return ok(_TOPIC, f"{seen}, thanks to OPENBLAS_CORETYPE={report['coretype']}: keep it")
     return warning(
         _TOPIC,
         f"{seen}. This OpenBLAS is wrong where it picks its Cooper Lake kernels (CPUs with AVX512-BF16); "

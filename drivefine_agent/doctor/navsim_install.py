@@ -1,0 +1,141 @@
+"""Which NAVSIM the scoring interpreter imports, and whether its scripts can run. See `navsim_probe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from drivefine_agent.doctor.findings import Finding, failure, ok, warning
+from drivefine_agent.doctor.options import DoctorOptions
+from drivefine_agent.doctor.probes import run_probe
+
+PROBE = "navsim_probe.py"
+_INSTALL = (
+    "git clone NAVSIM and nuplan-devkit and install both with `pip install --no-deps -e` (environment.yml has "
+    "the lines)"
+)
+_RULES = {
+    None: "no human-penalty filter",
+    "fixed": "human-penalty filter after the fix of September 2025",
+    "legacy": "human-penalty filter before the fix of September 2025",
+}
+
+
+def check(options: DoctorOptions) -> list[Finding]:
+    """NAVSIM as `options.python` sees it.
+
+    Raises:
+      ProbeError: the interpreter cannot be run.
+    """
+    return navsim_findings(run_probe(PROBE, options.python, options.environment))
+
+
+def navsim_findings(report: Mapping[str, Any]) -> list[Finding]:
+    """What the probe's report means."""
+    where = f"{report['executable']} (Python {report['python']})"
+    if report["navsim"] is None:
+        return [
+            ok(
+                "NAVSIM",
+                f"none in {where}; nothing of ours needs it. To run NAVSIM's own scripts: {_INSTALL}, or name "
+                "the interpreter that has it with --python",
+            )
+        ]
+    if not report["is_navsim"]:
+        return [_unrelated(report, where)]
+    folder, features = report["navsim"], report["features"]
+    version, rules = version_of(features), _RULES[features["penalty_filter"]]
+    findings = [ok("NAVSIM", f"{version} by its source ({rules}) at {folder}, in {where}")]
+    if version == "unknown":
+        findings = [
+            warning(
+                "NAVSIM",
+                f"at {folder}, but its source is neither that of 1.1 nor that of 2.x: {features}",
+                "check out the tag v1.1 or v2.2; this project was compared with these two only",
+            )
+        ]
+    elif features["penalty_filter"] == "legacy":
+        findings.append(
+            warning(
+                "EPDMS rules",
+                "this NAVSIM's filter changes the columns but not the score: the EPDMS that it prints is lower "
+                "than that of NAVSIM 2.2 of today",
+                "git fetch --tags --force && git checkout v2.2 in the checkout; to compare with its old results "
+                "here, use human_penalty_filter=legacy",
+            )
+        )
+    findings += _scripts(features, folder)
+    findings += _importable(report, where)
+    return findings
+
+
+def version_of(features: Mapping[str, Any]) -> str:
+    """`1.1`, `2.x` or `unknown`, from what the source contains."""
+    marks = {
+        features[key]
+        for key in ("base_takes_sampling", "cache_has_map_parameters", "filter_has_second_stage")
+    }
+    return {(True,): "2.x", (False,): "1.1"}.get(tuple(marks), "unknown")
+
+
+def _unrelated(report: Mapping[str, Any], where: str) -> Finding:
+    providers = ", ".join(report["providers"])
+    owner = f"the distribution {providers}" if providers else "a folder on the import path"
+    return failure(
+        "NAVSIM",
+        f"the package `navsim` in {where} is not NAVSIM but {owner}: {report['navsim']}. The package index has "
+        "an unrelated program of this name",
+        f"pip uninstall navsim there, then {_INSTALL}",
+    )
+
+
+def _scripts(features: Mapping[str, Any], folder: str) -> list[Finding]:
+    scripts = [name for name in features["scripts"] if name.startswith("run_") and name.endswith(".py")]
+    if scripts and features["num_yaml_files"]:
+        return [ok("NAVSIM's scripts", f"{len(scripts)} scripts, {features['num_yaml_files']} YAML files")]
+    return [
+        failure(
+            "NAVSIM's scripts",
+            f"{len(scripts)} scripts and {features['num_yaml_files']} YAML files in {folder}: a regular install "
+            "leaves the configuration out, and every script stops with \"Could not load 'default_evaluation'\"",
+            "pip uninstall navsim, then `pip install --no-deps -e` the checkout, or put it on PYTHONPATH",
+        )
+    ]
+
+
+def _importable(report: Mapping[str, Any], where: str) -> list[Finding]:
+    if report["nuplan"] is None:
+        return [
+            failure(
+                "nuplan-devkit",
+                f"not importable in {where}; NAVSIM does not import without it",
+                "git clone nuplan-devkit (motional, v1.2) and `pip install --no-deps -e` it; it is not on the "
+                "package index. environment.yml has the lines",
+            )
+        ]
+    findings = []
+    error = report["import_error"]
+    if error is None:
+        findings.append(ok("importing NAVSIM", f"works, with nuplan at {report['nuplan']}"))
+    else:
+        findings.append(failure("importing NAVSIM", f"fails in {where}: {error}", _import_remedy(report)))
+    if report["versions"]["ray"] is None:
+        findings.append(
+            warning(
+                "ray",
+                "not installed; it is NAVSIM's default worker",
+                "pass worker=sequential or worker=single_machine_thread_pool to NAVSIM's scripts",
+            )
+        )
+    return findings
+
+
+def _import_remedy(report: Mapping[str, Any]) -> str:
+    """The known combinations that cannot work, before the general advice."""
+    python = tuple(int(part) for part in report["python"].split(".")[:2])
+    hydra = report["versions"]["hydra-core"]
+    if python >= (3, 13):
+        return "NAVSIM's enums break from Python 3.13 on: use 3.11 or 3.12"
+    if hydra is not None and hydra.startswith("1.2.") and python >= (3, 11):
+        return "hydra-core 1.2 does not import on Python 3.11 or later: pip install 'hydra-core>=1.3,<1.4'"
+    return "install what the error names (environment.yml lists what NAVSIM needs)"
