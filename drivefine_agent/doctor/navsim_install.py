@@ -14,6 +14,9 @@ _INSTALL = (
     "git clone NAVSIM and nuplan-devkit and install both with `pip install --no-deps -e` (environment.yml has "
     "the lines)"
 )
+COMPARED_VERSIONS = ("1.1", "2.2")
+APRIL_2025 = "2.2 of April 2025"
+"""Before the tag was moved to the fix of the filter."""
 _RULES = {
     None: "no human-penalty filter",
     "fixed": "human-penalty filter after the fix of September 2025",
@@ -46,22 +49,18 @@ def navsim_findings(report: Mapping[str, Any]) -> list[Finding]:
     folder, features = report["navsim"], report["features"]
     version, rules = version_of(features), _RULES[features["penalty_filter"]]
     findings = [ok("NAVSIM", f"{version} by its source ({rules}) at {folder}, in {where}")]
-    if version == "unknown":
-        findings = [
-            warning(
-                "NAVSIM",
-                f"at {folder}, but its source is neither that of 1.1 nor that of 2.x: {features}",
-                "check out the tag v1.1 or v2.2; this project was compared with these two only",
-            )
-        ]
-    elif features["penalty_filter"] == "legacy":
+    if version not in COMPARED_VERSIONS:
         findings.append(
             warning(
-                "EPDMS rules",
-                "this NAVSIM's filter changes the columns but not the score: the EPDMS that it prints is lower "
-                "than that of NAVSIM 2.2 of today",
-                "git fetch --tags --force && git checkout v2.2 in the checkout; to compare with its old results "
-                "here, use human_penalty_filter=legacy",
+                "NAVSIM's version",
+                f"{version} scores by other rules than 1.1 and 2.2, which this project reproduces"
+                + (", in the human-penalty filter at least" if version.startswith("2") else ""),
+                "git fetch --tags --force && git checkout v2.2 (or v1.1) in the checkout"
+                + (
+                    "; to compare with its old results, use human_penalty_filter=legacy here"
+                    if version == APRIL_2025
+                    else ""
+                ),
             )
         )
     findings += _scripts(features, folder)
@@ -70,12 +69,21 @@ def navsim_findings(report: Mapping[str, Any]) -> list[Finding]:
 
 
 def version_of(features: Mapping[str, Any]) -> str:
-    """`1.1`, `2.x` or `unknown`, from what the source contains."""
+    """The release, from what the source contains; tried on the tags v1.0 to v2.2 of NAVSIM's repository."""
+    scripts = features["scripts"]
     marks = {
         features[key]
         for key in ("base_takes_sampling", "cache_has_map_parameters", "filter_has_second_stage")
     }
-    return {(True,): "2.x", (False,): "1.1"}.get(tuple(marks), "unknown")
+    if marks == {False}:
+        return "1.1" if "run_merge_submission_pickles.py" in scripts else "1.0 or older"
+    if marks != {True}:
+        return "unknown"
+    if features["penalty_filter"] == "fixed":
+        return "2.2"
+    if "run_create_submission_pickle_warmup.py" in scripts:
+        return APRIL_2025
+    return "2.1" if "run_pdm_score_one_stage.py" in scripts else "2.0"
 
 
 def _unrelated(report: Mapping[str, Any], where: str) -> Finding:
