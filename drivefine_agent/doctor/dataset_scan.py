@@ -1,0 +1,257 @@
+"""What of a split is there: logs, samples, front camera images, second stage. Nothing is decoded.
+
+Unlike `data.scenes.load_scenes`, which stops at the first damaged file, everything is looked at and counted.
+Folders of images are listed once each; no file is asked for by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from drivefine_agent.data.logs import read_log
+from drivefine_agent.data.scenes import SceneFilter, frame_gaps, iter_windows
+from drivefine_agent.data.second_stage import read_second_stage
+from drivefine_agent.data.sensors import image_path
+from drivefine_agent.data.splits import Split, StageGroup
+from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.errors import DataError
+
+FRONT_CAMERA = "CAM_F0"
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """Where the parts of one split lie."""
+
+    logs: Path
+    sensors: Path
+    second_stage: Path | None = None
+    second_stage_sensors: Path | None = None
+
+
+@dataclass
+class StageScan:
+    """What was found of one stage of a split."""
+
+    wanted: int | None
+    """Samples that the split lists; None if it takes all that the logs give."""
+    found: int = 0
+    usable: dict[str, str] = field(default_factory=dict)
+    """Token -> log, of the samples that have everything."""
+    missing: list[str] = field(default_factory=list)
+    """Files that are not there."""
+    damaged: list[str] = field(default_factory=list)
+    """Files that cannot be used, with the reason."""
+    absent_tokens: list[str] = field(default_factory=list)
+    """Listed samples that no file gives."""
+    no_map: Counter[str] = field(default_factory=Counter)
+    """Samples by the map that they lack."""
+    num_with_gaps: int = 0
+    last_frames: set[str] = field(default_factory=set)
+    """Tokens by which the second stage refers to usable samples."""
+
+
+class ImageFolders:
+    """Whether image files exist, by listing each folder once."""
+
+    def __init__(self, *, is_deep: bool) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+        self._is_deep = is_deep
+
+    def fault(self, root: Path, data_path: str) -> str | None:
+        """None if the image is there; `missing`, or what is wrong with it (`deep` reads its header)."""
+        path = image_path(root, data_path)
+        if path.parent not in self._names:
+            self._names[path.parent] = _names(path.parent)
+        if path.name not in self._names[path.parent]:
+            return "missing"
+        return _header_fault(path) if self._is_deep else None
+
+
+def scan_first_stage(
+    split: Split,
+    folders: SplitFolders,
+    maps: Collection[str],
+    images: ImageFolders,
+    show_progress: bool = False,
+) -> StageScan:
+    """The samples of a split that are cut from logs.
+
+    Args:
+      split: as its files say.
+      folders: where its data lies.
+      maps: names of the maps that are there.
+      images: looks for the front camera's image of the current frame.
+      show_progress: draw a progress bar over the logs.
+    """
+    scene_filter = split.scene_filter
+    tokens = scene_filter.tokens
+    scan = StageScan(None if tokens is None else len(dict.fromkeys(tokens)))
+    seen: dict[str, Path] = {}
+    for path in tqdm(
+        list(_logs(folders.logs, scene_filter, scan)), desc=split.name, unit="log", disable=not show_progress
+    ):
+        try:
+            windows = list(iter_windows(read_log(path), scene_filter, path))
+        except DataError as error:
+            scan.damaged.append(str(error))
+            continue
+        for window in windows:
+            if window.token in seen:
+                scan.damaged.append(
+                    f"token {window.token} is in both {seen[window.token]} and {path}: remove one of the two"
+                )
+                continue
+            seen[window.token] = path
+            _judge(window, folders.sensors, maps, images, scan)
+    scan.absent_tokens = [token for token in dict.fromkeys(tokens or ()) if token not in seen]
+    return scan
+
+
+def scan_second_stage(
+    split: Split,
+    folders: SplitFolders,
+    first: StageScan,
+    maps: Collection[str],
+    images: ImageFolders,
+    show_progress: bool = False,
+) -> StageScan:
+    """The second-stage samples that NAVSIM would score with the usable ones of the first stage.
+
+    Raises:
+      ValueError: the split has no second stage.
+    """
+    if folders.second_stage is None or folders.second_stage_sensors is None:
+        raise ValueError(f"the split {split.name!r} has no folder of a second stage")
+    scene_filter = split.scene_filter
+    listed = scene_filter.reactive_synthetic_initial_tokens
+    wanted = None if listed is None else frozenset(listed)
+    scan = StageScan(None if wanted is None else len(wanted))
+    paths = sorted(folders.second_stage.glob("*.pkl")) if folders.second_stage.is_dir() else []
+    if not paths:
+        scan.missing.append(f"{folders.second_stage}/*.pkl")
+    seen = set()
+    for path in tqdm(paths, desc=f"{split.name}, stage two", unit="scene", disable=not show_progress):
+        try:
+            window = read_second_stage(path)
+        except DataError as error:
+            scan.damaged.append(str(error))
+            continue
+        if wanted is not None and window.token not in wanted:
+            continue
+        seen.add(window.token)
+        assert window.second_stage is not None
+        explicit = scene_filter.synthetic_scene_tokens
+        is_chosen = (
+            window.second_stage.original_scene in first.last_frames
+            if explicit is None
+            else window.token in explicit
+        )
+        if is_chosen:
+            _judge(window, folders.second_stage_sensors, maps, images, scan)
+    scan.absent_tokens = sorted((wanted or frozenset()) - seen)
+    return scan
+
+
+def usable_split(split: Split, first: StageScan, second: StageScan | None = None) -> Split:
+    """The same split with nothing but usable samples, under the name `<name>_usable`.
+
+    Of splits with a mapping between the stages, only groups that are there as a whole.
+    """
+    name = f"{split.name}_usable"
+    if second is None:
+        return replace(split, name=name, scene_filter=_only(split.scene_filter, first, first.usable))
+    groups = usable_groups(split, first, second)
+    first_tokens = {token for group in groups for token in (group.token, group.previous_token)}
+    second_tokens = tuple(
+        dict.fromkeys(token for group in groups for pair in group.pairs for token in pair)
+    )
+    scene_filter = _only(split.scene_filter, first, [t for t in first.usable if t in first_tokens])
+    scene_filter = replace(scene_filter, reactive_synthetic_initial_tokens=second_tokens)
+    return replace(split, name=name, scene_filter=scene_filter, reactive_all_mapping=groups)
+
+
+def usable_groups(split: Split, first: StageScan, second: StageScan) -> tuple[StageGroup, ...]:
+    """The groups of the mapping of which every sample is usable."""
+    return tuple(
+        group
+        for group in split.reactive_all_mapping or ()
+        if {group.token, group.previous_token} <= first.usable.keys()
+        and {token for pair in group.pairs for token in pair} <= second.usable.keys()
+    )
+
+
+def _only(scene_filter: SceneFilter, scan: StageScan, tokens: Iterable[str]) -> SceneFilter:
+    chosen = tuple(tokens)
+    logs = tuple(dict.fromkeys(scan.usable[token] for token in chosen))
+    return replace(scene_filter, tokens=chosen, log_names=logs, max_scenes=None)
+
+
+def _logs(folder: Path, scene_filter: SceneFilter, scan: StageScan) -> Iterator[Path]:
+    """The log files to read; those that the filter names and that are absent go to the list of missing."""
+    there = {Path(name).stem for name in _names(folder) if name.endswith(".pkl")}
+    if not there:
+        scan.missing.append(f"{folder}/*.pkl")
+        return
+    for name in dict.fromkeys(scene_filter.log_names or sorted(there)):
+        path = folder / f"{name}.pkl"
+        if name in there:
+            yield path
+        else:
+            scan.missing.append(str(path))
+
+
+def _judge(
+    window: SceneWindow, sensors: Path, maps: Collection[str], images: ImageFolders, scan: StageScan
+) -> None:
+    """Count a sample, and keep it if map and image are there."""
+    scan.found += 1
+    scan.num_with_gaps += bool(frame_gaps(window.frames)) and window.second_stage is None
+    is_usable = True
+    if window.map_name not in maps:
+        scan.no_map[window.map_name] += 1
+        is_usable = False
+    camera = window.current.cameras.get(FRONT_CAMERA)
+    if camera is None:
+        scan.damaged.append(f"{window.log_path}: sample {window.token} has no {FRONT_CAMERA}")
+        return
+    try:
+        fault = images.fault(sensors, camera.data_path)
+    except DataError as error:
+        scan.damaged.append(str(error))
+        return
+    if fault == "missing":
+        scan.missing.append(str(sensors / camera.data_path))
+    elif fault is not None:
+        scan.damaged.append(fault)
+    if is_usable and fault is None:
+        scan.usable[window.token] = window.log_name
+        scan.last_frames.add(window.frames[-1].token)
+
+
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+
+
+def _header_fault(path: Path) -> str | None:
+    """What the header of an image says against it; its pixels are not decoded."""
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"{path}: not a readable image ({error})"
+    if size != (IMAGE_WIDTH_PX, IMAGE_HEIGHT_PX):
+        return f"{path}: {size[0]} x {size[1]} pixels, NAVSIM's are {IMAGE_WIDTH_PX} x {IMAGE_HEIGHT_PX}"
+    return None
