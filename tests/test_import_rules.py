@@ -22,19 +22,20 @@ LAYERS: list[tuple[str, ...]] = [
     ("baselines", "agent"),
     ("training",),
     ("evaluation",),
+    ("doctor",),
 ]
 # Siblings that may nevertheless use each other, with the reason.
 SIBLING_EXCEPTIONS = {
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
 ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "planner"}
-AGENTS = {"navsim_api", "navsim_inputs", "baselines", "agent", "training", "evaluation"}
+AGENTS = {"navsim_api", "navsim_inputs", "baselines", "agent", "training", "evaluation", "doctor"}
 FOREIGN = {
     "torch": ABOVE_DATA | AGENTS,
     "transformers": {"model"},
     "navsim": {"navsim_api"},
     "nuplan": {"navsim_api"},
-    "hydra": set(),
+    "hydra": {"doctor"},  # the probe that asks Hydra what it finds
     "deepspeed": set(),
     "numba": {"scoring", "synthetic"},
 }

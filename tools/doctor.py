@@ -1,7 +1,7 @@
 r"""Say whether this machine, this NAVSIM and this data set are fit for use, and what to do if not.
 
-    python tools/doctor.py                                # everything, by NAVSIM's environment variables
-    python tools/doctor.py --only blas,navsim --python ~/envs/navsim/bin/python    # the environment that scores
+    python tools/doctor.py                                        # everything, by NAVSIM's variables
+    python tools/doctor.py --only blas,navsim --python ~/envs/navsim/bin/python   # where NAVSIM scores
     python tools/doctor.py --dataset DATASET --splits navtest,navtrain --output doctor
     python tools/doctor.py --only hardware --model llada_8b
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +41,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="data set in one folder; default: OPENSCENE_DATA_ROOT, NUPLAN_MAPS_ROOT",
     )
     parser.add_argument(
-        "--splits", type=names, default=(), metavar="SPLIT,...", help="names or YAML files; default: all known"
+        "--splits",
+        type=names,
+        default=(),
+        metavar="SPLIT,...",
+        help="names or YAML files; default: all known",
     )
     parser.add_argument(
         "--caches",
@@ -52,12 +57,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
+        default=Path("runs/doctor"),
         metavar="DIR",
-        help="write the lists of missing files, and the usable tokens as NAVSIM splits, here",
+        help="for lists of missing files, and splits of what is usable (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes that read logs (default: one per core)",
     )
     parser.add_argument("--deep", action="store_true", help="open every image and every cached scene")
     parser.add_argument("--model", choices=("tiny", "debug", "llada_8b"), default="tiny")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a model's folder, in place of --model")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="a model's folder, in place of --model"
+    )
     parsed = parser.parse_args(arguments)
     unknown = [name for name in parsed.only if name not in CHECKS]
     if unknown:
@@ -82,6 +96,7 @@ def main() -> None:
         deep=arguments.deep,
         model=arguments.model,
         checkpoint=arguments.checkpoint,
+        num_workers=arguments.workers,
         show_progress=not arguments.json,
     )
     results = run_checks(options, arguments.only)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
-from drivefine_agent.data.logs import read_log
-from drivefine_agent.data.scenes import SceneFilter, frame_gaps, iter_windows
-from drivefine_agent.data.second_stage import read_second_stage
+from drivefine_agent.data.scenes import SceneFilter
 from drivefine_agent.data.sensors import image_path
 from drivefine_agent.data.splits import Split, StageGroup
-from drivefine_agent.data.types import SceneWindow
+from drivefine_agent.doctor.dataset_samples import FRONT_CAMERA, FileSamples, Sample, read_files
 from drivefine_agent.errors import DataError
 
-FRONT_CAMERA = "CAM_F0"
+MISSING = "missing"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class ImageFolders:
         if path.parent not in self._names:
             self._names[path.parent] = _names(path.parent)
         if path.name not in self._names[path.parent]:
-            return "missing"
+            return MISSING
         return _header_fault(path) if self._is_deep else None
 
 
@@ -81,6 +78,8 @@ def scan_first_stage(
     folders: SplitFolders,
     maps: Collection[str],
     images: ImageFolders,
+    *,
+    num_workers: int = 1,
     show_progress: bool = False,
 ) -> StageScan:
     """The samples of a split that are cut from logs.
@@ -90,28 +89,19 @@ def scan_first_stage(
       folders: where its data lies.
       maps: names of the maps that are there.
       images: looks for the front camera's image of the current frame.
+      num_workers: processes that read.
       show_progress: draw a progress bar over the logs.
     """
-    scene_filter = split.scene_filter
-    tokens = scene_filter.tokens
+    tokens = split.scene_filter.tokens
     scan = StageScan(None if tokens is None else len(dict.fromkeys(tokens)))
-    seen: dict[str, Path] = {}
-    for path in tqdm(
-        list(_logs(folders.logs, scene_filter, scan)), desc=split.name, unit="log", disable=not show_progress
-    ):
-        try:
-            windows = list(iter_windows(read_log(path), scene_filter, path))
-        except DataError as error:
-            scan.damaged.append(str(error))
-            continue
-        for window in windows:
-            if window.token in seen:
-                scan.damaged.append(
-                    f"token {window.token} is in both {seen[window.token]} and {path}: remove one of the two"
-                )
-                continue
-            seen[window.token] = path
-            _judge(window, folders.sensors, maps, images, scan)
+    files = read_files(
+        _logs(folders.logs, split.scene_filter, scan),
+        split.scene_filter,
+        num_workers=num_workers,
+        title=split.name,
+        show_progress=show_progress,
+    )
+    seen = _judge_all(files, lambda sample: True, folders.sensors, maps, images, scan)
     scan.absent_tokens = [token for token in dict.fromkeys(tokens or ()) if token not in seen]
     return scan
 
@@ -122,6 +112,8 @@ def scan_second_stage(
     first: StageScan,
     maps: Collection[str],
     images: ImageFolders,
+    *,
+    num_workers: int = 1,
     show_progress: bool = False,
 ) -> StageScan:
     """The second-stage samples that NAVSIM would score with the usable ones of the first stage.
@@ -132,32 +124,23 @@ def scan_second_stage(
     if folders.second_stage is None or folders.second_stage_sensors is None:
         raise ValueError(f"the split {split.name!r} has no folder of a second stage")
     scene_filter = split.scene_filter
-    listed = scene_filter.reactive_synthetic_initial_tokens
-    wanted = None if listed is None else frozenset(listed)
-    scan = StageScan(None if wanted is None else len(wanted))
+    wanted, explicit = scene_filter.reactive_synthetic_initial_tokens, scene_filter.synthetic_scene_tokens
+    wanted_tokens = None if wanted is None else frozenset(wanted)
+    scan = StageScan(None if wanted_tokens is None else len(wanted_tokens))
+
+    def is_chosen(sample: Sample) -> bool:
+        if wanted_tokens is not None and sample.token not in wanted_tokens:
+            return False
+        return sample.original in first.last_frames if explicit is None else sample.token in explicit
+
     paths = sorted(folders.second_stage.glob("*.pkl")) if folders.second_stage.is_dir() else []
     if not paths:
         scan.missing.append(f"{folders.second_stage}/*.pkl")
-    seen = set()
-    for path in tqdm(paths, desc=f"{split.name}, stage two", unit="scene", disable=not show_progress):
-        try:
-            window = read_second_stage(path)
-        except DataError as error:
-            scan.damaged.append(str(error))
-            continue
-        if wanted is not None and window.token not in wanted:
-            continue
-        seen.add(window.token)
-        assert window.second_stage is not None
-        explicit = scene_filter.synthetic_scene_tokens
-        is_chosen = (
-            window.second_stage.original_scene in first.last_frames
-            if explicit is None
-            else window.token in explicit
-        )
-        if is_chosen:
-            _judge(window, folders.second_stage_sensors, maps, images, scan)
-    scan.absent_tokens = sorted((wanted or frozenset()) - seen)
+    files = read_files(
+        paths, None, num_workers=num_workers, title=f"{split.name}, stage two", show_progress=show_progress
+    )
+    seen = _judge_all(files, is_chosen, folders.second_stage_sensors, maps, images, scan)
+    scan.absent_tokens = sorted((wanted_tokens or frozenset()) - seen)
     return scan
 
 
@@ -171,9 +154,7 @@ def usable_split(split: Split, first: StageScan, second: StageScan | None = None
         return replace(split, name=name, scene_filter=_only(split.scene_filter, first, first.usable))
     groups = usable_groups(split, first, second)
     first_tokens = {token for group in groups for token in (group.token, group.previous_token)}
-    second_tokens = tuple(
-        dict.fromkeys(token for group in groups for pair in group.pairs for token in pair)
-    )
+    second_tokens = tuple(dict.fromkeys(token for group in groups for pair in group.pairs for token in pair))
     scene_filter = _only(split.scene_filter, first, [t for t in first.usable if t in first_tokens])
     scene_filter = replace(scene_filter, reactive_synthetic_initial_tokens=second_tokens)
     return replace(split, name=name, scene_filter=scene_filter, reactive_all_mapping=groups)
@@ -195,46 +176,66 @@ def _only(scene_filter: SceneFilter, scan: StageScan, tokens: Iterable[str]) -> 
     return replace(scene_filter, tokens=chosen, log_names=logs, max_scenes=None)
 
 
-def _logs(folder: Path, scene_filter: SceneFilter, scan: StageScan) -> Iterator[Path]:
+def _logs(folder: Path, scene_filter: SceneFilter, scan: StageScan) -> list[Path]:
     """The log files to read; those that the filter names and that are absent go to the list of missing."""
     there = {Path(name).stem for name in _names(folder) if name.endswith(".pkl")}
     if not there:
         scan.missing.append(f"{folder}/*.pkl")
-        return
-    for name in dict.fromkeys(scene_filter.log_names or sorted(there)):
-        path = folder / f"{name}.pkl"
-        if name in there:
-            yield path
-        else:
-            scan.missing.append(str(path))
+        return []
+    names = dict.fromkeys(sorted(there) if scene_filter.log_names is None else scene_filter.log_names)
+    scan.missing += [str(folder / f"{name}.pkl") for name in names if name not in there]
+    return [folder / f"{name}.pkl" for name in names if name in there]
+
+
+def _judge_all(
+    files: Iterable[FileSamples],
+    is_chosen: Callable[[Sample], bool],
+    sensors: Path,
+    maps: Collection[str],
+    images: ImageFolders,
+    scan: StageScan,
+) -> set[str]:
+    """Judge the chosen samples of all files; the tokens of all samples, chosen or not."""
+    sources: dict[str, Path] = {}
+    for file in files:
+        if file.error is not None:
+            scan.damaged.append(file.error)
+        for sample in file.samples:
+            if sample.token in sources:
+                scan.damaged.append(
+                    f"{sample.token} is in both {sources[sample.token]} and {file.path}: remove one of "
+                    "the two"
+                )
+                continue
+            sources[sample.token] = file.path
+            if is_chosen(sample):
+                _judge(sample, sensors, maps, images, scan)
+    return set(sources)
 
 
 def _judge(
-    window: SceneWindow, sensors: Path, maps: Collection[str], images: ImageFolders, scan: StageScan
+    sample: Sample, sensors: Path, maps: Collection[str], images: ImageFolders, scan: StageScan
 ) -> None:
     """Count a sample, and keep it if map and image are there."""
     scan.found += 1
-    scan.num_with_gaps += bool(frame_gaps(window.frames)) and window.second_stage is None
-    is_usable = True
-    if window.map_name not in maps:
-        scan.no_map[window.map_name] += 1
-        is_usable = False
-    camera = window.current.cameras.get(FRONT_CAMERA)
-    if camera is None:
-        scan.damaged.append(f"{window.log_path}: sample {window.token} has no {FRONT_CAMERA}")
+    scan.num_with_gaps += sample.has_gap
+    has_map = sample.map_name in maps
+    if not has_map:
+        scan.no_map[sample.map_name] += 1
+    if sample.image is None:
+        scan.damaged.append(f"sample {sample.token} of log {sample.log_name} has no {FRONT_CAMERA}")
         return
     try:
-        fault = images.fault(sensors, camera.data_path)
+        fault = images.fault(sensors, sample.image)
     except DataError as error:
-        scan.damaged.append(str(error))
-        return
-    if fault == "missing":
-        scan.missing.append(str(sensors / camera.data_path))
+        fault = str(error)
+    if fault == MISSING:
+        scan.missing.append(str(sensors / sample.image))
     elif fault is not None:
         scan.damaged.append(fault)
-    if is_usable and fault is None:
-        scan.usable[window.token] = window.log_name
-        scan.last_frames.add(window.frames[-1].token)
+    if has_map and fault is None:
+        scan.usable[sample.token] = sample.log_name
+        scan.last_frames.add(sample.last_frame)
 
 
 def _names(folder: Path) -> frozenset[str]:

@@ -51,7 +51,8 @@ def check(options: DoctorOptions) -> list[Finding]:
     ]
     numbers = (
         f"{need.num_parameters:,} parameters: {_gb(need.inference('bfloat16'))} to plan in bfloat16, "
-        f"{_gb(need.inference('float32'))} in float32, {_gb(need.training)} to train in one process; activations "
+        f"{_gb(need.inference('float32'))} in float32, {_gb(need.training)} to train in one process; "
+        "activations "
         "come on top"
     )
     return [
@@ -112,7 +113,8 @@ def gpu_findings(need: Need, gpus: list[tuple[str, int]]) -> list[Finding]:
             warning(
                 "GPU",
                 f"none that torch {torch.__version__} can use; {need.name} is slow without",
-                "use a machine with a GPU; if this one has one, install a torch build with CUDA that its driver "
+                "use a machine with a GPU; if this one has one, install a torch build with CUDA that its "
+                "driver "
                 "supports (nvidia-smi shows which)",
             )
         ]
@@ -121,11 +123,17 @@ def gpu_findings(need: Need, gpus: list[tuple[str, int]]) -> list[Finding]:
         topic, seen = f"GPU {index}", f"{name}, {_gb(total)}"
         if total < need.inference("bfloat16"):
             findings.append(
-                failure(topic, f"{seen}: too small to plan with {need.name}", "use a larger GPU or a smaller model")
+                failure(
+                    topic,
+                    f"{seen}: too small to plan with {need.name}",
+                    "use a larger GPU or a smaller model",
+                )
             )
         elif total < need.training:
             findings.append(
-                warning(topic, f"{seen}: large enough to plan, too small to train {need.name}", _TRAINING_PLAN)
+                warning(
+                    topic, f"{seen}: large enough to plan, too small to train {need.name}", _TRAINING_PLAN
+                )
             )
         else:
             findings.append(ok(topic, f"{seen}: large enough to plan and to train"))

@@ -32,7 +32,8 @@ def hydra_findings(report: Mapping[str, Any]) -> list[Finding]:
             failure(
                 "Hydra",
                 f"does not work in {where}: {report['hydra_error']}",
-                "pip install 'hydra-core>=1.3.2,<1.4' there (1.2 does not import on Python 3.11 or later); if it "
+                "pip install 'hydra-core>=1.3.2,<1.4' there (1.2 does not import on Python 3.11 or "
+                "later); if it "
                 "is a plugin that breaks, uninstall that plugin",
                 *report["warnings"],
             )
@@ -63,7 +64,8 @@ def hydra_findings(report: Mapping[str, Any]) -> list[Finding]:
         findings.append(
             failure(
                 "agent=drivefine",
-                f"the plugin {ours[0]} is there, but Hydra finds no such agent, only {report['options']}: its "
+                f"the plugin {ours[0]} is there, but Hydra finds no such agent, only {report['options']}: "
+                "its "
                 "YAML files are missing",
                 f"install this package again, {_OTHER_WAY}",
                 *report["warnings"],
@@ -89,7 +91,8 @@ def _shadowing(report: Mapping[str, Any]) -> list[Finding]:
     return [
         warning(
             "hydra_plugins",
-            f"{', '.join(report['shadowing'])} (of {owners}) makes a regular package of what must be a shared "
+            f"{', '.join(report['shadowing'])} (of {owners}) makes a regular package of what must be a "
+            "shared "
             "namespace, and hides the plugins of other folders",
             f"uninstall {owners}, or delete that file if it is empty, {_OTHER_WAY}",
         )

@@ -1,7 +1,7 @@
 """Does `agent=drivefine` resolve in this interpreter? A script: prints one JSON object.
 
-Runs alone, on Python 3.9 or later, with hydra-core 1.2 or later. It asks Hydra itself: which search-path plugins
-it has found, and what it composes.
+Runs alone, on Python 3.9 or later, with hydra-core 1.2 or later. It asks Hydra itself: which search-path
+plugins it has found, and what it composes.
 """
 
 import importlib.metadata
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import warnings
+from typing import Any
 
 GROUP = "agent"
 OPTION = "drivefine"
@@ -38,7 +39,7 @@ def ask_hydra():
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-    answer = {"target": None, "compose_error": None}
+    answer: dict[str, Any] = {"target": None, "compose_error": None}
     found = Plugins.instance().discover(SearchPathPlugin)
     answer["plugins"] = sorted(plugin.__module__ + "." + plugin.__name__ for plugin in found)
     with initialize(version_base=None, config_path=None):
@@ -53,7 +54,7 @@ def ask_hydra():
 
 def main():
     """Print the report."""
-    report = {"executable": sys.executable, "hydra_error": None}
+    report: dict[str, Any] = {"executable": sys.executable, "hydra_error": None}
     report["package_found"] = importlib.util.find_spec("drivefine_agent") is not None
     report["shadowing"] = shadowing_files()
     report["shadowing_owners"] = owners(report["shadowing"])

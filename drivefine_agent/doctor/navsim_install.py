@@ -11,7 +11,8 @@ from drivefine_agent.doctor.probes import run_probe
 
 PROBE = "navsim_probe.py"
 _INSTALL = (
-    "git clone NAVSIM and nuplan-devkit and install both with `pip install --no-deps -e` (environment.yml has "
+    "git clone NAVSIM and nuplan-devkit and install both with `pip install --no-deps -e` "
+    "(environment.yml has "
     "the lines)"
 )
 COMPARED_VERSIONS = ("1.1", "2.2")
@@ -40,7 +41,8 @@ def navsim_findings(report: Mapping[str, Any]) -> list[Finding]:
         return [
             ok(
                 "NAVSIM",
-                f"none in {where}; nothing of ours needs it. To run NAVSIM's own scripts: {_INSTALL}, or name "
+                f"none in {where}; nothing of ours needs it. To run NAVSIM's own scripts: {_INSTALL}, or "
+                "name "
                 "the interpreter that has it with --python",
             )
         ]
@@ -91,7 +93,8 @@ def _unrelated(report: Mapping[str, Any], where: str) -> Finding:
     owner = f"the distribution {providers}" if providers else "a folder on the import path"
     return failure(
         "NAVSIM",
-        f"the package `navsim` in {where} is not NAVSIM but {owner}: {report['navsim']}. The package index has "
+        f"the package `navsim` in {where} is not NAVSIM but {owner}: {report['navsim']}. The package "
+        "index has "
         "an unrelated program of this name",
         f"pip uninstall navsim there, then {_INSTALL}",
     )
@@ -104,8 +107,10 @@ def _scripts(features: Mapping[str, Any], folder: str) -> list[Finding]:
     return [
         failure(
             "NAVSIM's scripts",
-            f"{len(scripts)} scripts and {features['num_yaml_files']} YAML files in {folder}: a regular install "
-            "leaves the configuration out, and every script stops with \"Could not load 'default_evaluation'\"",
+            f"{len(scripts)} scripts and {features['num_yaml_files']} YAML files in {folder}: a regular "
+            "install "
+            'leaves the configuration out, and every script stops with "Could not load '
+            "'default_evaluation'\"",
             "pip uninstall navsim, then `pip install --no-deps -e` the checkout, or put it on PYTHONPATH",
         )
     ]
@@ -117,7 +122,8 @@ def _importable(report: Mapping[str, Any], where: str) -> list[Finding]:
             failure(
                 "nuplan-devkit",
                 f"not importable in {where}; NAVSIM does not import without it",
-                "git clone nuplan-devkit (motional, v1.2) and `pip install --no-deps -e` it; it is not on the "
+                "git clone nuplan-devkit (motional, v1.2) and `pip install --no-deps -e` it; it is not "
+                "on the "
                 "package index. environment.yml has the lines",
             )
         ]

@@ -30,4 +30,6 @@ class DoctorOptions:
     """Preset: tiny, debug or llada_8b."""
     checkpoint: Path | None = None
     """A model's folder, in place of a preset."""
+    num_workers: int = 1
+    """Processes that read logs."""
     show_progress: bool = False

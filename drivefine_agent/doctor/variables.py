@@ -49,7 +49,9 @@ def check(options: DoctorOptions) -> list[Finding]:
             environment,
             "NAVSIM_DEVKIT_ROOT",
             "the NAVSIM checkout, here used for its split files only",
-            lambda folder: (folder / _SPLITS).is_dir() or f"it holds no {_SPLITS}: is it the checkout's root?",
+            lambda folder: (
+                (folder / _SPLITS).is_dir() or f"it holds no {_SPLITS}: is it the checkout's root?"
+            ),
             is_optional=True,
         ),
         _map_version(environment),
@@ -83,7 +85,9 @@ def _folder(
 def _map_version(environment: Mapping[str, str]) -> Finding:
     value = environment.get("NUPLAN_MAP_VERSION")
     if value in (None, "", MAP_VERSION):
-        return ok("NUPLAN_MAP_VERSION", f"{value or 'not set'} (NAVSIM's code uses {MAP_VERSION} in any case)")
+        return ok(
+            "NUPLAN_MAP_VERSION", f"{value or 'not set'} (NAVSIM's code uses {MAP_VERSION} in any case)"
+        )
     return warning(
         "NUPLAN_MAP_VERSION",
         f"{value}, but NAVSIM's code uses {MAP_VERSION} whatever it says",
