@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from drivefine_agent.doctor.findings import Finding, failure, ok, warning
@@ -31,7 +32,11 @@ def check(options: DoctorOptions) -> list[Finding]:
     Raises:
       ProbeError: the interpreter cannot be run.
     """
-    return navsim_findings(run_probe(PROBE, options.python, options.environment))
+    report = run_probe(PROBE, options.python, options.environment)
+    return [
+        *navsim_findings(report),
+        *devkit_findings(report, options.environment.get("NAVSIM_DEVKIT_ROOT")),
+    ]
 
 
 def navsim_findings(report: Mapping[str, Any]) -> list[Finding]:
@@ -68,6 +73,22 @@ def navsim_findings(report: Mapping[str, Any]) -> list[Finding]:
     findings += _scripts(features, folder)
     findings += _importable(report, where)
     return findings
+
+
+def devkit_findings(report: Mapping[str, Any], devkit_root: str | None) -> list[Finding]:
+    """Whether scripts and package would come from the same checkout."""
+    if not devkit_root or not report["is_navsim"]:
+        return []
+    imported, named = Path(report["navsim"]).resolve(), (Path(devkit_root) / "navsim").resolve()
+    if imported == named:
+        return []
+    return [
+        warning(
+            "NAVSIM_DEVKIT_ROOT",
+            f"scripts started from {named} would import the package from {imported}: two checkouts are mixed",
+            f"export NAVSIM_DEVKIT_ROOT={imported.parent}, or put the other checkout first on PYTHONPATH",
+        )
+    ]
 
 
 def version_of(features: Mapping[str, Any]) -> str:
