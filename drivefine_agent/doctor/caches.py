@@ -1,5 +1,4 @@
-"""Caches of all kinds: what they are, whether they are whole, and whether they fit the data that lies "
-"here."""
+"""Caches of all kinds: what they are, whether they are whole and fit the data that lies here."""
 
 from __future__ import annotations
 
