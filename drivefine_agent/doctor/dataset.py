@@ -138,13 +138,19 @@ def _splits(options: DoctorOptions, paths: DatasetPaths, maps: Sequence[str]) ->
         except DataError as error:
             findings.append(failure(f"split {name}", str(error), "correct the name or the file"))
             continue
-        if not options.splits and not paths.logs(split.data_split).is_dir():
-            absent.append(f"{name} ({split.data_split})")
+        if not options.splits and not _has_any_log(split, paths.logs(split.data_split)):
+            absent.append(name)
             continue
         findings += split_findings(options, split, paths, maps)
     if absent:
-        findings.append(ok("splits that are not here", f"no folder of logs for {', '.join(absent)}"))
+        findings.append(ok("splits that are not here", f"none of their logs is: {', '.join(absent)}"))
     return findings
+
+
+def _has_any_log(split: Split, folder: Path) -> bool:
+    there = {path.stem for path in folder.glob("*.pkl")}
+    names = split.scene_filter.log_names
+    return bool(there if names is None else there.intersection(names))
 
 
 def split_findings(
@@ -191,26 +197,25 @@ def split_findings(
 
 def _stage_finding(topic: str, scan: StageScan, source: Path, written: str) -> Finding:
     wanted = scan.found if scan.wanted is None else scan.wanted
-    seen = f"{len(scan.usable)} of {wanted} samples usable (log, map, front camera image)"
     if len(scan.usable) == wanted and wanted and not scan.missing and not scan.damaged:
-        return ok(topic, f"{seen}, in {source}")
+        return ok(topic, f"all {wanted} samples have log, map and front camera image; in {source}")
     parts = [
         (len(scan.missing), "files missing"),
         (len(scan.damaged), "files damaged"),
-        (len(scan.absent_tokens), "listed samples in no file"),
+        (len(scan.absent_tokens), "samples in no log that is here"),
         (sum(scan.no_map.values()), "samples without their map"),
     ]
     counts = ", ".join(f"{count} {what}" for count, what in parts if count) or "no sample found"
     details = [
         *_first("missing", scan.missing),
         *_first("damaged", scan.damaged),
-        *_first("in no file", scan.absent_tokens),
+        *(_first("in no file", scan.absent_tokens) if not scan.missing else ()),
         *(f"no map {name}: {count} samples" for name, count in scan.no_map.items()),
     ]
     return failure(
         topic,
-        f"{seen}; {counts}",
-        f"fetch or repair the files (NAVSIM's download/ scripts), or do with the usable samples{written}",
+        f"{len(scan.usable)} of {wanted} samples usable; {counts}; in {source}",
+        f"fetch or repair the files (NAVSIM's download/ scripts){written}",
         *details,
     )
 
@@ -223,7 +228,7 @@ def _first(what: str, lines: Sequence[str]) -> list[str]:
 def _write(options: DoctorOptions, split: Split, first: StageScan, second: StageScan | None) -> str:
     """Write the lists and the usable split; a clause that says where."""
     if options.output is None:
-        return ": --output DIR writes them as a split, and the lists of all that is missing"
+        return "; --output DIR writes all that is missing, and a split of what is usable"
     scans = [scan for scan in (first, second) if scan is not None]
     lines = [f"missing\t{line}" for scan in scans for line in scan.missing]
     lines += [f"damaged\t{line}" for scan in scans for line in scan.damaged]
@@ -233,11 +238,12 @@ def _write(options: DoctorOptions, split: Split, first: StageScan, second: Stage
     try:
         write_bytes(listing, "".join(f"{line}\n" for line in lines).encode())
         if not reduced.scene_filter.tokens:
-            return f" (there are none). All that is missing: {listing}"
+            return f", listed in {listing}"
         path = write_split(options.output, reduced)
     except DataError as error:  # the findings matter more than the files
         return f" (nothing could be written: {error})"
     return (
-        f": train_test_split={path} for our commands; for NAVSIM's, train_test_split={reduced.name} with "
-        f"file://{options.output.resolve()} in hydra.searchpath. All that is missing: {listing}"
+        f", listed in {listing}. Or do with the usable samples: train_test_split={path} for our commands, "
+        f"train_test_split={reduced.name} with file://{options.output.resolve()} in hydra.searchpath for "
+        "NAVSIM's"
     )

@@ -151,4 +151,4 @@ def ram_bytes() -> int:
 
 
 def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / _GB:.{3 if num_bytes < 0.1 * _GB else 1}f} GB"
+    return f"{num_bytes / _GB:.1f} GB" if num_bytes >= 0.1 * _GB else f"{num_bytes / 1e6:.0f} MB"

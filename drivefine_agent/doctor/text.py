@@ -27,7 +27,7 @@ def format_results(results: Sequence[CheckResult]) -> str:
 
 def _format_finding(finding: Finding) -> str:
     lines = [_wrapped(f"  {_MARKS[finding.status]}  ", f"{finding.topic}: {finding.seen}")]
-    lines += [_wrapped(" " * 10, detail) for detail in finding.details]
+    lines += [" " * 10 + detail for detail in finding.details]  # unbroken: paths that may be copied
     if finding.remedy:
         lines.append(_wrapped(" " * 8 + "-> ", finding.remedy))
     return "\n".join(lines)

@@ -70,7 +70,7 @@ def _folder(
     export = f"export {name}=..., {meaning}"
     if not value:
         if is_optional:
-            return ok(name, f"not set, and not needed here ({meaning})")
+            return ok(name, "not set, and not needed here")
         return warning(name, "not set", export)
     folder = Path(value)
     if not folder.is_dir():
