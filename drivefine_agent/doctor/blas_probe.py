@@ -89,8 +89,22 @@ def self_test(pinv=np.linalg.pinv, svd=np.linalg.svd):
       pinv_error: of the inverses, relative to their largest entry. svd_error: of the product of the factors,
       relative, and of the factors' orthogonality. believed_speed_mps: what the velocity fit makes of a car
       that drives 10 m/s. believed_curvature: what the curvature fit makes of a turn of 0.05 1/m at 10 m/s.
-      An error that is no number is infinite.
+      An error that is no number is infinite; so is one of results that numpy gives up on.
     """
+    try:
+        return errors_and_beliefs(pinv, svd)
+    except np.linalg.LinAlgError:  # "SVD did not converge" is another face of the same fault
+        worst = float("inf")
+        return {
+            "pinv_error": worst,
+            "svd_error": worst,
+            "believed_speed_mps": None,
+            "believed_curvature": None,
+        }
+
+
+def errors_and_beliefs(pinv, svd):
+    """See self_test; raises LinAlgError where numpy does."""
     velocity = velocity_matrix()
     matrices = np.stack([velocity] + [curvature_matrix(speed) for speed in SPEEDS_MPS])
     inverses = np.asarray(pinv(matrices), dtype=np.float64)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from drivefine_agent.doctor.findings import CheckResult, Finding, failure
 from drivefine_agent.doctor.options import DoctorOptions
+from drivefine_agent.doctor.probes import ProbeError
 
 Check = Callable[[DoctorOptions], list[Finding]]
 
@@ -44,6 +45,14 @@ def _run(name: str, options: DoctorOptions) -> CheckResult:
     try:
         check: Check = importlib.import_module(CHECKS[name]).check
         findings = check(options)
+    except ProbeError as error:
+        findings = [
+            failure(
+                "interpreter",
+                str(error),
+                "name with --python an interpreter that runs and has the libraries that NAVSIM needs (numpy)",
+            )
+        ]
     # Whatever is broken on a stranger's machine, the other checks must still be run and this one reported.
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]

@@ -90,6 +90,15 @@ def test_a_wrong_inverse_is_found_and_the_remedy_named(spoil: Any, believed: str
     assert "export OPENBLAS_CORETYPE=Haswell" in found.remedy
 
 
+def test_a_decomposition_that_does_not_converge_is_wrong() -> None:
+    def give_up(matrices: np.ndarray) -> Any:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    report = report_of(give_up)
+    assert not blas.is_right(report)
+    assert "no number at all" in blas.wrong_result(report, is_cured=False).seen
+
+
 def test_a_wrong_decomposition_alone_is_found() -> None:
     def svd(matrix: np.ndarray) -> Any:
         left, values, right = np.linalg.svd(matrix)
@@ -114,6 +123,7 @@ def test_an_interpreter_that_is_not_there_is_a_failure() -> None:
     result = run_one("blas", DoctorOptions(python="/no/such/python"))
     assert result.status is Status.FAILURE
     assert "/no/such/python" in result.findings[0].seen
+    assert "--python" in result.findings[0].remedy
 
 
 @pytest.mark.parametrize("path", PROBES, ids=lambda path: path.name)

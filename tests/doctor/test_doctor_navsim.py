@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,14 @@ def test_the_agent_resolves_where_the_plugin_is_installed(clean_environment: dic
     else:
         assert found.status is Status.WARNING
         assert "pip install -e ." in found.remedy
+
+
+@pytest.mark.navsim
+def test_a_real_navsim(clean_environment: dict[str, str]) -> None:
+    python = os.environ.get("DRIVEFINE_NAVSIM_PYTHON", sys.executable)
+    result = run_one("navsim", DoctorOptions(python=python, environment=clean_environment))
+    if finding(result, "NAVSIM").seen.startswith("none in"):
+        pytest.skip(f"{python} has no NAVSIM; set DRIVEFINE_NAVSIM_PYTHON")
+    assert result.status is not Status.FAILURE
+    assert finding(result, "importing NAVSIM").status is Status.OK
+    assert finding(result, "NAVSIM's scripts").status is Status.OK
