@@ -14,7 +14,8 @@ def run_one(name: str, options: DoctorOptions) -> CheckResult:
 
 
 def finding(result: CheckResult, topic: str) -> Finding:
-    """The finding whose topic ends so."""
-    (found,) = [finding for finding in result.findings if finding.topic.endswith(topic)]
+    """The finding with this topic, else the one whose topic ends so."""
+    exact = [finding for finding in result.findings if finding.topic == topic]
+    (found,) = exact or [finding for finding in result.findings if finding.topic.endswith(topic)]
     assert found.status is Status.OK or found.remedy
     return found
