@@ -14,7 +14,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from drivefine_agent.data.scenes import SceneFilter
 from drivefine_agent.data.sensors import image_path
 from drivefine_agent.data.splits import Split, StageGroup
@@ -247,12 +246,9 @@ def _names(folder: Path) -> frozenset[str]:
 
 
 def _header_fault(path: Path) -> str | None:
-    """What the header of an image says against it; its pixels are not decoded."""
+    """What the header of an image says against it; its pixels are not decoded, and any size will do."""
     try:
-        with Image.open(path) as image:
-            size = image.size
+        with Image.open(path):
+            return None
     except (OSError, SyntaxError, ValueError) as error:
         return f"{path}: not a readable image ({error})"
-    if size != (IMAGE_WIDTH_PX, IMAGE_HEIGHT_PX):
-        return f"{path}: {size[0]} x {size[1]} pixels, NAVSIM's are {IMAGE_WIDTH_PX} x {IMAGE_HEIGHT_PX}"
-    return None
