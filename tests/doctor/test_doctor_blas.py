@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doctor_helpers import finding, run_one
+from picked_findings import finding, run_one
 
 from drivefine_agent.doctor import blas, blas_probe
 from drivefine_agent.doctor.findings import Status

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from doctor_helpers import finding, run_one
+from picked_findings import finding, run_one
 
 from drivefine_agent.constants import MAP_VERSIONS
 from drivefine_agent.data.dataset_paths import DatasetPaths

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from doctor_helpers import finding, run_one
+from picked_findings import finding, run_one
 
 from drivefine_agent.doctor.findings import Status
 from drivefine_agent.doctor.options import DoctorOptions

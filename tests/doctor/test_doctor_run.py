@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from doctor_helpers import finding, run_one
+from picked_findings import finding, run_one
 
 from drivefine_agent.doctor import hardware, run, versions
 from drivefine_agent.doctor.findings import Finding, Status, ok, worst
