@@ -112,12 +112,13 @@ def version_of(features: Mapping[str, Any]) -> str:
 def _unrelated(report: Mapping[str, Any], where: str) -> Finding:
     providers = ", ".join(report["providers"])
     owner = f"the distribution {providers}" if providers else "a folder on the import path"
+    cure = "pip uninstall navsim there" if providers else f"take {report['navsim']} off the import path"
     return failure(
         "NAVSIM",
         f"the package `navsim` in {where} is not NAVSIM but {owner}: {report['navsim']}. The package "
         "index has "
         "an unrelated program of this name",
-        f"pip uninstall navsim there, then {_INSTALL}",
+        f"{cure}, then {_INSTALL}",
     )
 
 
