@@ -12,7 +12,9 @@ from drivefine_agent.doctor.probes import run_probe
 PROBE = "hydra_probe.py"
 PLUGIN_MODULE = "hydra_plugins.drivefine_searchpath"
 OPTION = "drivefine"
-_OTHER_WAY = "or pass --config-dir FOLDER, the folder navsim_configs of this project, to NAVSIM's commands"
+_OTHER_WAY = (
+    "or pass --config-dir FOLDER, the folder navsim_configs/plugin of this project, to NAVSIM's commands"
+)
 
 
 def check(options: DoctorOptions) -> list[Finding]:
@@ -38,7 +40,7 @@ def hydra_findings(report: Mapping[str, Any]) -> list[Finding]:
                 *report["warnings"],
             )
         ]
-    findings = _shadowing(report)
+    findings = _shadowing(report) + _long_lists(report)
     ours = [name for name in report["plugins"] if name.startswith(PLUGIN_MODULE)]
     is_there = OPTION in report["options"]
     if report["compose_error"] is not None:
@@ -82,6 +84,19 @@ def hydra_findings(report: Mapping[str, Any]) -> list[Finding]:
             )
         )
     return findings
+
+
+def _long_lists(report: Mapping[str, Any]) -> list[Finding]:
+    if report["long_list_error"] is None:
+        return []
+    return [
+        failure(
+            "long YAML files",
+            f"omegaconf {report['omegaconf']} refuses NAVSIM's own lists of tokens and logs: "
+            f"{report['long_list_error']}",
+            "pip install 'omegaconf<2.4', or export OMEGACONF_MAX_YAML_EXPANDED_NODES=none",
+        )
+    ]
 
 
 def _shadowing(report: Mapping[str, Any]) -> list[Finding]:

@@ -12,6 +12,7 @@ import sys
 import warnings
 from typing import Any
 
+LONG_LIST = 12_146  # as many tokens as NAVSIM's navtest
 GROUP = "agent"
 OPTION = "drivefine"
 
@@ -32,6 +33,17 @@ def owners(paths):
     return sorted(found)
 
 
+def long_list_error():
+    """Why a YAML list as long as navtest's cannot be read: omegaconf 2.4 has a limit of 10,000 entries."""
+    from omegaconf import OmegaConf
+
+    try:
+        OmegaConf.create("tokens:\n" + "- a\n" * LONG_LIST)
+    except Exception as error:  # whatever it is, it is what the user's command would meet
+        return type(error).__name__ + ": " + str(error)[:150]
+    return None
+
+
 def ask_hydra():
     """Plugins, options of the group, and the class that the option names."""
     from hydra import compose, initialize
@@ -40,6 +52,8 @@ def ask_hydra():
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
     answer: dict[str, Any] = {"target": None, "compose_error": None}
+    answer["omegaconf"] = importlib.metadata.version("omegaconf")
+    answer["long_list_error"] = long_list_error()
     found = Plugins.instance().discover(SearchPathPlugin)
     answer["plugins"] = sorted(plugin.__module__ + "." + plugin.__name__ for plugin in found)
     with initialize(version_base=None, config_path=None):

@@ -11,6 +11,7 @@ import pytest
 from picked_findings import finding, run_one
 
 from drivefine_agent.doctor.findings import Status
+from drivefine_agent.doctor.hydra_discovery import hydra_findings
 from drivefine_agent.doctor.options import DoctorOptions
 
 NEEDS_NO_NUPLAN = pytest.mark.skipif(
@@ -142,6 +143,18 @@ def test_hydra_that_does_not_import(tmp_path: Path, clean_environment: dict[str,
     assert found.status is Status.FAILURE
     assert "mutable default" in found.seen
     assert "hydra-core>=1.3.2" in found.remedy
+
+
+def test_a_reader_that_refuses_long_lists_is_named() -> None:
+    """What hydra-core 1.2.0 with omegaconf 2.4.0 on Python 3.10 reported of NAVSIM's navtest.yaml."""
+    report = {"hydra_error": None, "executable": "python", "shadowing": [], "plugins": [], "options": []}
+    report |= {"compose_error": None, "package_found": True, "target": None, "warnings": []}
+    message = "ConstructorError: YAML node expansion exceeds the configured limit of 10000"
+    for error, expected in ((message, 1), (None, 0)):
+        findings = hydra_findings({**report, "omegaconf": "2.4.0", "long_list_error": error})
+        named = [found for found in findings if found.topic == "long YAML files"]
+        assert len(named) == expected
+        assert all("omegaconf<2.4" in found.remedy and "2.4.0" in found.seen for found in named)
 
 
 def test_the_agent_resolves_where_the_plugin_is_installed(clean_environment: dict[str, str]) -> None:
