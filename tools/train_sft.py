@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,15 @@ from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import TrainSFTConfig
 from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
 from drivefine_agent.training.from_mapping import from_mapping
+from drivefine_agent.training.loader import StepBatches
 from drivefine_agent.training.metrics import MetricLog
 from drivefine_agent.training.model_choice import build_planner
 from drivefine_agent.training.objectives import (
     Instructions,
-    generator_loss,
+    mean_over_examples,
     perception_loss,
     refiner_loss,
+    sft_loss,
 )
 from drivefine_agent.training.phase import (
     LANGUAGE_PARTS,
@@ -53,9 +55,11 @@ from drivefine_agent.training.phase import (
     batch_order,
     num_epoch_steps,
 )
+from drivefine_agent.training.questions import Questions
 from drivefine_agent.training.run_folder import claim_run_folder
 from drivefine_agent.training.scenes import load_split_scenes
 from drivefine_agent.training.seeds import generator_for
+from drivefine_agent.training.sources import Source, keep_visual, load_sources
 from drivefine_agent.training.validation import Validation, validate
 
 LOGGER = logging.getLogger(__name__)
@@ -71,20 +75,26 @@ def train(config: TrainSFTConfig) -> Validation | None:
     planner = build_planner(config.model, config.run.seed, config.run.device)
     instructions = Instructions(planner.prompts, config.run.device)
 
-    tiles = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
-    train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
+    cache = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
+    tiles = cache if config.data.cache_tiles else None
+    has_perception = config.perception.num_epochs > 0 and planner.model.perception is not None
+    demonstrations = None
+    if has_perception or config.data.uses_split:
+        train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
+        demonstrations = load_demonstrations(train_scenes, planner.prompts, tiles)
     held_out_scenes = load_split_scenes(config.paths, config.validation_split, config.max_validation_scenes)
-    demonstrations = load_demonstrations(train_scenes, planner.prompts, tiles)
     held_out = load_demonstrations(held_out_scenes, planner.prompts, tiles)
-    report_data(demonstrations, held_out)
+    sources = load_sources(config, planner.prompts, tiles, demonstrations)
+    report_data(sources, held_out)
 
     metrics = MetricLog(output)
-    if config.perception.num_epochs > 0 and planner.model.perception is not None:
+    if has_perception:
+        assert demonstrations is not None
         train_perception(config, planner, demonstrations, held_out, metrics)
-    train_generator(config, planner, instructions, demonstrations, held_out, metrics)
+    train_generator(config, planner, instructions, sources, held_out, metrics, cache)
     validation = None
     if config.refiner.num_epochs > 0 and planner.model.config.n_refine > 0:
-        validation = train_refiner(config, planner, instructions, demonstrations, held_out, metrics)
+        validation = train_refiner(config, planner, instructions, sources, held_out, metrics, cache)
     planner.save_pretrained(output / "model")
     metrics.close()
     LOGGER.info("model: %s", output / "model")
@@ -138,13 +148,19 @@ def train_generator(
     config: TrainSFTConfig,
     planner: Planner,
     instructions: Instructions,
-    demonstrations: Demonstrations,
+    sources: list[Source],
     held_out: Demonstrations,
     metrics: MetricLog,
+    cache: Path,
 ) -> None:
     """Phase 1: complementary masking. Leaves the averaged weights, in both experts."""
-    run, settings, model = config.run, config.generator, planner.model
-    per_epoch = num_epoch_steps(len(demonstrations), settings.batch_size)
+    run, settings, data, model = config.run, config.generator, config.data, planner.model
+    if any(isinstance(source, Questions) for source in sources):
+        model.train_text_head()
+    batches = StepBatches(
+        sources, data.ratios, settings.batch_size, run.seed, "generator", settings.augmentation
+    )
+    per_epoch = batches.num_epoch_steps
     phase = Phase.begin_or_resume(
         "generator",
         model,
@@ -154,28 +170,20 @@ def train_generator(
         num_steps=settings.num_epochs * per_epoch,
         folder=Path(config.output_dir) / "checkpoints",
     )
+    if not phase.is_done:  # vision is as it will stay, where its tokens are kept
+        batches = replace(batches, sources=keep_visual(sources, data, model, cache))
+        (held_out,) = keep_visual([held_out], data, model, cache)
     model.train()
+    loader = batches.steps(phase.step, phase.num_steps, data.num_workers, data.prefetch)
     for step in tqdm(
         range(phase.step, phase.num_steps), desc="Generator", unit="step", disable=phase.is_done
     ):
-        index = batch_order(len(demonstrations), settings.batch_size, run.seed, "generator order", step)
-        light = generator_for(run.seed, "generator augmentation", step)
-        batch = demonstrations.batch(index, settings.augmentation, light).to(run.device)
-        loss = generator_loss(
-            model,
-            batch,
-            instructions.predict,
-            generator_for(run.seed, "generator masks", step),
-            settings.pairs_per_scene,
-            settings.noise,
-            settings.loss_weight,
-            settings.label_smoothing_bins,
-            settings.train_vision,
-        )
+        parts = [part.to(run.device) for part in next(loader)]
+        masks = generator_for(run.seed, "generator masks", step)
+        loss = sft_loss(model, parts, instructions, masks, settings)
         scalars = phase.update(loss.total)
         if step % run.log_every == 0:
-            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
-            metrics.add("generator", phase.step, scalars | parts)
+            metrics.add("generator", phase.step, scalars | loss.scalars)
         if phase.step % (per_epoch * run.validate_every_epochs) == 0 or phase.step == phase.num_steps:
             with phase.averaged_weights():
                 result = validate(model, held_out, instructions, run.num_denoising_steps, refine=False)
@@ -193,13 +201,21 @@ def train_refiner(
     config: TrainSFTConfig,
     planner: Planner,
     instructions: Instructions,
-    demonstrations: Demonstrations,
+    sources: list[Source],
     held_out: Demonstrations,
     metrics: MetricLog,
+    cache: Path,
 ) -> Validation:
     """Phase 2: spoilt demonstrations in, the driver's out. Returns how refined plans compare to generated."""
-    run, settings, model = config.run, config.refiner, planner.model
-    per_epoch = num_epoch_steps(len(demonstrations), settings.batch_size)
+    run, settings, data, model = config.run, config.refiner, config.data, planner.model
+    chosen = [i for i, source in enumerate(sources) if isinstance(source, Demonstrations)]
+    trajectories = keep_visual([sources[i] for i in chosen], data, model, cache)
+    (held_out,) = keep_visual([held_out], data, model, cache)
+    ratios = tuple(data.ratios[i] for i in chosen)
+    batches = StepBatches(
+        trajectories, ratios, settings.batch_size, run.seed, "refiner", settings.augmentation
+    )
+    per_epoch = batches.num_epoch_steps
     phase = Phase.begin_or_resume(
         "refiner",
         model,
@@ -210,16 +226,18 @@ def train_refiner(
         folder=Path(config.output_dir) / "checkpoints",
     )
     model.train()
+    loader = batches.steps(phase.step, phase.num_steps, data.num_workers, data.prefetch)
     for step in tqdm(range(phase.step, phase.num_steps), desc="Refiner", unit="step", disable=phase.is_done):
-        index = batch_order(len(demonstrations), settings.batch_size, run.seed, "refiner order", step)
-        light = generator_for(run.seed, "refiner augmentation", step)
-        batch = demonstrations.batch(index, settings.augmentation, light).to(run.device)
+        parts = [part.to(run.device) for part in next(loader)]
         spoil = generator_for(run.seed, "refiner inputs", step)
-        loss = refiner_loss(model, batch, instructions, planner.action_tokenizer, settings, spoil)
+        losses = [
+            refiner_loss(model, part, instructions, planner.action_tokenizer, settings, spoil)
+            for part in parts
+        ]
+        loss = mean_over_examples(parts, losses)
         scalars = phase.update(loss.total)
         if step % run.log_every == 0:
-            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
-            metrics.add("refiner", phase.step, scalars | parts)
+            metrics.add("refiner", phase.step, scalars | loss.scalars)
         if phase.step % run.checkpoint_every == 0:
             phase.save()
     if not phase.is_done:
@@ -233,9 +251,12 @@ def train_refiner(
 # ------------------------------------------------------------------------------------------ reports
 
 
-def report_data(demonstrations: Demonstrations, held_out: Demonstrations) -> None:
+def report_data(sources: list[Source], held_out: Demonstrations) -> None:
     """How much there is, and what the action tables could not hold."""
-    for name, scenes in (("training", demonstrations), ("held-out", held_out)):
+    for name, scenes in (*(("training", source) for source in sources), ("held-out", held_out)):
+        if isinstance(scenes, Questions):
+            LOGGER.info("%s: %d images with questions in words, %s", name, len(scenes), scenes.file.path)
+            continue
         clipped = scenes.clipped
         LOGGER.info(
             "%s: %d scenes; outside the action tables: %d trajectories (%d positions, %d headings), "

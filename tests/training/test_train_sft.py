@@ -117,13 +117,13 @@ def test_another_configuration_in_the_same_folder_is_refused(
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
     script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = script.generator_loss
+    loss = script.sft_loss
 
     def broken(*arguments: Any) -> Any:
         result = loss(*arguments)
         return result._replace(total=result.total * float("nan"))
 
-    monkeypatch.setattr(script, "generator_loss", broken)
+    monkeypatch.setattr(script, "sft_loss", broken)
     with pytest.raises(FloatingPointError, match=r"generator, step 0: the loss must be finite"):
         script.train(debug_config)
 
