@@ -1,7 +1,7 @@
-"""Writes the scenes of a split as a JSON-lines file in ReCogDrive's format.
+r"""Writes the scenes of a split as a JSON-lines file in ReCogDrive's format.
 
     python tools/export_sft_jsonl.py dataset_root=DATASET train_test_split=world_train output=traj.jsonl
-    python tools/export_sft_jsonl.py dataset_root=DATASET train_test_split=world_train output=qa.jsonl \\
+    python tools/export_sft_jsonl.py dataset_root=DATASET train_test_split=world_train output=qa.jsonl \
         content=questions
 
 `content=trajectories`: one line per scene, motion and command in the question, the driver's 8 poses in the
