@@ -73,7 +73,7 @@ def test_resumed_run_with_mixed_sources_and_loader_processes_equals_an_unbroken_
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Logs and questions in words, kept visual tokens; broken in the middle of an epoch, with two processes."""
+    """Logs and questions in words, kept visual tokens; stopped inside an epoch, two loader processes."""
     scenes = load_split_scenes(debug_config.paths, debug_config.train_test_split, show_progress=False)
     images = [window.current.cameras["CAM_F0"].data_path for window in scenes.windows]
     records = [
