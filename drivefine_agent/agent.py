@@ -27,24 +27,21 @@ from drivefine_agent.baselines.constant_velocity import constant_velocity_poses
 from drivefine_agent.constants import NUM_POSES, POSE_INTERVAL_S
 from drivefine_agent.data.types import Observation
 from drivefine_agent.diffusion.decoding import DecodingOptions
-from drivefine_agent.diffusion.losses import answer_cross_entropy, pair_scored_row
-from drivefine_agent.diffusion.masking import (
-    complementary_rows,
-    mask_actions,
-    sample_mask_ratios,
-    sample_masks,
-)
 from drivefine_agent.diffusion.schedule import ScheduleName
-from drivefine_agent.errors import DataError, DriveFineError, TrajectoryError
+from drivefine_agent.errors import DataError, TrajectoryError
+from drivefine_agent.features import (
+    DriveFineFeatureBuilder,
+    TokenizedTrajectoryTargetBuilder,
+    trim_contexts,
+)
+from drivefine_agent.loaded_planners import shared_planner
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.text_tokenizer import TextTokenizer
-from drivefine_agent.model.tiles import tile_image
 from drivefine_agent.navsim_api import (
     AbstractAgent,
     AbstractFeatureBuilder,
     AbstractTargetBuilder,
     AgentInput,
-    Scene,
     SensorConfig,
     Trajectory,
     TrajectorySampling,
@@ -53,16 +50,18 @@ from drivefine_agent.navsim_api import (
 )
 from drivefine_agent.navsim_inputs import blank_image as with_blank_image
 from drivefine_agent.navsim_inputs import observation_from_agent_input, observation_from_window
-from drivefine_agent.planner import Planner, plan_tokens
+from drivefine_agent.navsim_training import NavsimTraining, ObjectiveName
+from drivefine_agent.planner import Planner, PlanResult, plan_tokens, scene_generators
 from drivefine_agent.prompt import PromptBuilder
-from drivefine_agent.tokenizer import ActionTokenizer
+from drivefine_agent.provenance import warn_of_test_data
+from drivefine_agent.selection import SELECTIONS, SelectionName, select
+from drivefine_agent.training.config import ModelChoice
+from drivefine_agent.training.model_choice import build_planner, preset_config
 
 _logger = logging.getLogger(__name__)
 
 STAGE_GENERATED = "generated"
 STAGE_FINAL = "final"
-MAX_CONTEXT_LENGTH = 1024
-"""Room for a prompt's text in cached features; the paper's wording takes about 250 tokens."""
 
 
 @dataclass
@@ -71,74 +70,6 @@ class FallbackCount:
 
     num_planned: int = 0
     num_fallbacks: int = 0
-
-
-class DriveFineFeatureBuilder(AbstractFeatureBuilder):
-    """Image tiles and prompt of a scene, compact and stackable: what the model reads."""
-
-    def __init__(self, prompts: PromptBuilder, blank_image: bool = False) -> None:
-        self._prompts = prompts
-        self._blank_image = blank_image
-
-    def get_unique_name(self) -> str:
-        """Name under which NAVSIM caches these features; tells image grid and prompt format apart."""
-        config, tiles = self._prompts.config, self._prompts.config.tiles
-        parts = (
-            f"{tiles.cols}x{tiles.rows}x{tiles.size_px}",
-            tiles.fit,
-            tiles.interpolation,
-            config.prompt_type,
-            config.pose_format,
-            config.prompt_wording,
-            f"{config.spatial_bins}_{config.heading_bins}",
-        )
-        return "drivefine_" + "_".join(parts) + ("_blank" if self._blank_image else "")
-
-    def compute_features(self, agent_input: AgentInput) -> dict[str, Tensor]:
-        """Features of one scene.
-
-        Returns:
-          `drivefine_tiles` (T, S, S, 3) uint8; `drivefine_context_ids` (1024,) int64, right-padded;
-          `drivefine_context_length` () int64.
-        """
-        return self.from_observation(observation_from_agent_input(agent_input))
-
-    def from_observation(self, observation: Observation) -> dict[str, Tensor]:
-        """The same of an observation."""
-        if self._blank_image:
-            observation = with_blank_image(observation)
-        ids = self._prompts.context(observation).ids
-        if len(ids) > MAX_CONTEXT_LENGTH:
-            raise DataError(f"a prompt must have at most {MAX_CONTEXT_LENGTH} tokens, got {len(ids)}")
-        padded = np.full(
-            MAX_CONTEXT_LENGTH, self._prompts.config.text_config.pad_token_id or 0, dtype=np.int64
-        )
-        padded[: len(ids)] = ids
-        return {
-            "drivefine_tiles": torch.from_numpy(tile_image(observation.image, self._prompts.config.tiles)),
-            "drivefine_context_ids": torch.from_numpy(padded),
-            "drivefine_context_length": torch.tensor(len(ids)),
-        }
-
-
-class TokenizedTrajectoryTargetBuilder(AbstractTargetBuilder):
-    """The driver's trajectory as action ids and as poses."""
-
-    def __init__(self, tokenizer: ActionTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def get_unique_name(self) -> str:
-        """Name under which NAVSIM caches these targets."""
-        spec = self._tokenizer.spec
-        return f"drivefine_target_{spec.spatial_m.num_bins}_{spec.heading_deg.num_bins}"
-
-    def compute_targets(self, scene: Scene) -> dict[str, Tensor]:
-        """`drivefine_actions` (24,) int64; `drivefine_poses` (8, 3) float32."""
-        poses = np.asarray(scene.get_future_trajectory(NUM_POSES).poses, dtype=np.float64)
-        return {
-            "drivefine_actions": torch.from_numpy(self._tokenizer.encode(poses)),
-            "drivefine_poses": torch.from_numpy(poses.astype(np.float32)),
-        }
 
 
 def load_prompts(folder: Path) -> PromptBuilder:
@@ -165,62 +96,81 @@ class DriveFineAgent(AbstractAgent):
         self,
         checkpoint_path: str | None = None,
         trajectory_sampling: TrajectorySampling | None = None,
+        preset: str | None = None,
         refine: bool = True,
         num_denoising_steps: int = 12,
         schedule: ScheduleName = "cosine",
         temperature: float = 0.0,
-        device: str = "cpu",
-        dtype: str = "float32",
+        num_samples: int = 1,
+        selection: SelectionName = "first",
+        device: str = "auto",
+        dtype: str = "auto",
         blank_image: bool = False,
         strict: bool = False,
-        lr: float = 4e-5,
         seed: int = 0,
+        objective: ObjectiveName = "generator",
+        optimizer: Mapping[str, Any] | None = None,
+        label_smoothing_bins: float = 0.0,
     ) -> None:
-        """Holds settings only; weights are loaded by `initialize`, or when training first asks for them.
+        """Holds settings only, and so can be pickled; weights are loaded by `initialize` or for training.
 
         Args:
-          checkpoint_path: folder of a model, or of a run of tools/train_sft.py that holds `model/`.
+          checkpoint_path: folder of a model, or of a run that holds `model/`.
           trajectory_sampling: NAVSIM's; 8 poses, 0.5 s apart.
+          preset: `tiny` or `debug`, for training from random weights where there is no checkpoint.
           refine: whether the refinement expert has the last word.
           num_denoising_steps: of the generation expert.
           schedule: how many slots are committed in which step.
           temperature: of the generation expert; 0 is greedy.
-          device: where the model runs, e.g. `cuda`.
-          dtype: of the weights, e.g. `bfloat16`.
+          num_samples: plans per scene, of which `selection` names the one to drive.
+          selection: see `selection.select`.
+          device: where the model runs; `auto`: the GPU if there is one.
+          dtype: of the weights when planning; `auto`: bfloat16 on a GPU, else float32.
           blank_image: plan without looking: the image is replaced by grey.
           strict: raise where the agent would otherwise fall back on constant velocity.
-          lr: learning rate for NAVSIM's own training script.
-          seed: of sampling and of the training masks.
+          seed: of sampling, of the training masks and of random initial weights.
+          objective: what NAVSIM's training script trains, `generator` or `refiner`.
+          optimizer: fields of training.optimization.OptimizerConfig, for NAVSIM's training script.
+          label_smoothing_bins: width of the training targets [bins], for NAVSIM's training script.
         """
         sampling = default_sampling() if trajectory_sampling is None else trajectory_sampling
         super().__init__(**base_agent_arguments(sampling))
         self._trajectory_sampling = sampling
         if sampling.num_poses != NUM_POSES or sampling.interval_length != POSE_INTERVAL_S:
             raise ValueError(f"DriveFine plans {NUM_POSES} poses, {POSE_INTERVAL_S} s apart, got {sampling}")
-        if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
-            raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
+        if selection not in SELECTIONS:
+            raise ValueError(f"unknown selection {selection!r}: choose one of {', '.join(SELECTIONS)}")
+        self._device = _device(device)
+        self._dtype = _dtype(dtype, self._device)
         self._checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
+        self._preset = None if preset is None else ModelChoice(preset=preset)  # type: ignore[arg-type]
         self._options = DecodingOptions(
-            num_steps=num_denoising_steps, schedule=schedule, temperature=temperature, refine=refine
+            num_steps=num_denoising_steps,
+            schedule=schedule,
+            temperature=temperature,
+            num_samples=num_samples,
+            refine=refine,
         )
-        self._device = torch.device(device)
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._selection = selection
         self._blank_image = blank_image
         self._strict = strict
-        self._lr = lr
         self._seed = seed
+        self._objective = objective
+        self._optimizer = dict(optimizer or {})
+        self._label_smoothing_bins = label_smoothing_bins
         self._planner: Planner | None = None
-        self._generator: torch.Generator | None = None
+        self._training: NavsimTraining | None = None
         self.fallbacks = FallbackCount()
 
     def name(self) -> str:
         """Name for tables and reports."""
-        return "drivefine" if self._options.refine else "drivefine_unrefined"
+        name = "drivefine" if self._options.refine else "drivefine_unrefined"
+        return name if self._options.num_samples == 1 else f"{name}_best_of_{self._options.num_samples}"
 
     # -------------------------------------------------------------------------------- what NAVSIM calls
 
     def initialize(self) -> None:
-        """Loads the model, once.
+        """Loads the model, once in a process.
 
         Raises:
           DataError: no checkpoint is named, or the folder holds none.
@@ -241,33 +191,6 @@ class DriveFineAgent(AbstractAgent):
         """Tokenized trajectory."""
         return [TokenizedTrajectoryTargetBuilder(self._prompts().action_tokenizer)]
 
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Plans a batch of features; in training, hands the batch on to `compute_loss`.
-
-        Args:
-          features: of `DriveFineFeatureBuilder`, batched.
-
-        Returns:
-          `trajectory` (B, 8, 3) float32 on the CPU: refined if the agent refines. In training mode empty: the
-          loss needs the targets, which come later.
-        """
-        if self.training:
-            return {}
-        planner = self.planner
-        tiles, context_ids, lengths = self._model_inputs(features)
-        tokens = plan_tokens(
-            planner.model,
-            tiles,
-            context_ids,
-            self._instruction("predict"),
-            self._instruction("refine"),
-            self._options,
-            lengths,
-            generator=self._sampling_generator(),
-        )
-        result = planner.to_result(tokens, np.zeros(len(context_ids), dtype=np.int64))
-        return {"trajectory": torch.from_numpy(result.final[:, 0].astype(np.float32))}
-
     def compute_trajectory(self, agent_input: AgentInput) -> Trajectory:
         """The trajectory of one scene; constant velocity, logged and counted, if planning fails.
 
@@ -282,43 +205,87 @@ class DriveFineAgent(AbstractAgent):
             poses = self.plan_observations([observation])[STAGE_FINAL][0]
             if not np.isfinite(poses).all():
                 raise TrajectoryError(f"a plan must be finite, got {poses.tolist()}")
-        except (DriveFineError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # the border: in NAVSIM 2.2 one exception costs every scene its score
             if self._strict:
                 raise
             poses = self._fall_back(agent_input, error)
         self.fallbacks.num_planned += 1
         return Trajectory(poses.astype(np.float32), self._trajectory_sampling)
 
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Plans a batch of features. Inside NAVSIM's training empty: the loss needs the targets, not a plan.
+
+        Args:
+          features: of `DriveFineFeatureBuilder`, batched.
+
+        Returns:
+          `trajectory` (B, 8, 3) float32 on the CPU: refined if the agent refines.
+        """
+        if self._training is not None:
+            return {}
+        planner = self.planner
+        context_ids, lengths = trim_contexts(features)
+        unpadded = context_ids.cpu().numpy()
+        ends = features["drivefine_context_length"].tolist()
+        contexts = [ids[:end] for ids, end in zip(unpadded, ends, strict=True)]
+        tokens = plan_tokens(
+            planner.model,
+            features["drivefine_tiles"].to(planner.device),
+            context_ids.to(planner.device),
+            self._instruction("predict"),
+            self._instruction("refine"),
+            self._options,
+            None if lengths is None else lengths.to(planner.device),
+            generator=scene_generators(self._seed, features["drivefine_tiles"].cpu().numpy(), contexts),
+        )
+        result = planner.to_result(tokens, np.zeros(len(context_ids), dtype=np.int64))
+        return {"trajectory": torch.from_numpy(self._selected(result)[STAGE_FINAL].astype(np.float32))}
+
+    # -------------------------------------------------------------------------------- NAVSIM's training
+
+    def get_training_callbacks(self) -> list[Any]:
+        """Lightning's callbacks; the model is loaded here, before NAVSIM hands the agent to its trainer.
+
+        `run_training.py` never calls `initialize`, and Lightning must see all parameters before it places
+        them on devices.
+
+        Raises:
+          DataError: there is neither a checkpoint nor a preset to start from.
+        """
+        return self._begin_training().callbacks()
+
     def compute_loss(
         self, features: dict[str, Tensor], targets: dict[str, Tensor], predictions: dict[str, Tensor]
     ) -> Tensor:
-        """Masked-diffusion loss of the generation expert with complementary masking.
+        """() masked-diffusion loss of the generation expert, or the refiner's, as `objective` says.
 
         Args:
           features: of `DriveFineFeatureBuilder`, batched.
           targets: of `TokenizedTrajectoryTargetBuilder`, batched.
           predictions: not used.
         """
-        tiles, context_ids, lengths = self._model_inputs(features)
-        actions = targets["drivefine_actions"].to(self.planner.device)[:, None]  # (B, 1, 24)
-        ratios = sample_mask_ratios(len(actions), device=self.planner.device)
-        is_masked = sample_masks(ratios, actions.shape[-1])
-        logits = self.planner.model(
-            tiles,
-            context_ids,
-            self._instruction("predict"),
-            mask_actions(actions, complementary_rows(is_masked)),
-            context_lengths=lengths,
-            scored_row=pair_scored_row(is_masked),
-        )
-        return answer_cross_entropy(logits, actions).total
+        return self._begin_training().loss(features, targets, is_validation=not self.training)
 
-    def get_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the generation path; for the paper's groups and schedule see tools/train_sft.py."""
-        model = self.planner.model
-        parts = ("vision", "projector", "language", "action")
-        parameters = [parameter for part in parts for parameter in model.parameters_of(part)]
-        return torch.optim.AdamW(parameters, lr=self._lr, weight_decay=0.0)
+    def get_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
+        """Optimizer and schedule, as Lightning takes them."""
+        return self._begin_training().optimizers()
+
+    def _begin_training(self) -> NavsimTraining:
+        if self._training is None:
+            if self._checkpoint_path is not None:
+                planner = Planner.from_pretrained(self._folder())
+            elif self._preset is not None:
+                planner = build_planner(self._preset, self._seed)
+            else:
+                raise DataError(
+                    "training needs weights to start from: give agent.checkpoint_path, or agent.preset=tiny"
+                )
+            self._planner = planner
+            self.model = planner.model  # registered: Lightning finds its parameters here
+            self._training = NavsimTraining(
+                planner, self._objective, self._optimizer, self._label_smoothing_bins, self._seed
+            )
+        return self._training
 
     # -------------------------------------------------------------------------------- what evaluation calls
 
@@ -346,27 +313,35 @@ class DriveFineAgent(AbstractAgent):
         """(B, 8, 3) poses by stage for a batch of observations, in the precision of NAVSIM's trajectories."""
         if self._blank_image:
             observations = [with_blank_image(observation) for observation in observations]
-        result = self.planner.plan(observations, self._options, self._sampling_generator())
-        stages = {STAGE_FINAL: result.final[:, 0]}
-        if self._options.refine:
-            stages[STAGE_GENERATED] = result.generated[:, 0]
-        # float32, as NAVSIM is given them: what is evaluated here then scores as it does there, bit for bit.
-        return {name: poses.astype(np.float32).astype(np.float64) for name, poses in stages.items()}
+        return self._selected(self.planner.plan(observations, self._options, self._seed))
 
     # -------------------------------------------------------------------------------- inside
 
     @property
     def planner(self) -> Planner:
-        """The planner, loaded when first asked for: NAVSIM's training never calls `initialize`."""
+        """The planner, loaded when first asked for and shared with the process's other agents."""
         if self._planner is None:
-            self._planner = Planner.from_pretrained(self._folder(), self._options, self._device, self._dtype)
-            self.model = self._planner.model  # registered, so that NAVSIM's training finds its parameters
+            warn_of_test_data(self._folder())
+            self._planner = shared_planner(self._folder(), self._device, self._dtype)
         return self._planner
+
+    def _selected(self, result: PlanResult) -> dict[str, NDArray[np.float64]]:
+        """(B, 8, 3) the plan to drive, and the same sample before refinement, by stage."""
+        rows = np.arange(len(result.final))
+        picked = select(result, self._selection)
+        stages = {STAGE_FINAL: result.final[rows, picked]}
+        if self._options.refine:
+            stages[STAGE_GENERATED] = result.generated[rows, picked]
+        # float32, as NAVSIM is given them: what is evaluated here then scores as it does there, bit for bit.
+        return {name: poses.astype(np.float32).astype(np.float64) for name, poses in stages.items()}
 
     def _folder(self) -> Path:
         """Folder of the model: the one named, or `model` in it."""
         if self._checkpoint_path is None:
-            raise DataError("DriveFineAgent needs checkpoint_path, a folder that tools/train_sft.py wrote")
+            raise DataError(
+                "DriveFineAgent plans with trained weights: set agent.checkpoint_path to a folder that "
+                "tools/train_sft.py, rl/train_hybrid.py or NAVSIM's run_training.py wrote"
+            )
         inner = self._checkpoint_path / "model"
         return inner if (inner / "config.json").is_file() else self._checkpoint_path
 
@@ -374,27 +349,14 @@ class DriveFineAgent(AbstractAgent):
         """Prompt format, without the weights: NAVSIM's feature caching has no use for them."""
         if self._planner is not None:
             return self._planner.prompts
+        if self._checkpoint_path is None and self._preset is not None:
+            return PromptBuilder(preset_config(self._preset), TextTokenizer.tiny())
         return load_prompts(self._folder())
 
     def _instruction(self, task: Any) -> Tensor:
         return torch.from_numpy(self.planner.prompts.instruction(task)).to(self.planner.device)
 
-    def _sampling_generator(self) -> torch.Generator | None:
-        if self._options.temperature == 0.0:
-            return None
-        if self._generator is None:
-            self._generator = torch.Generator(self.planner.device).manual_seed(self._seed)
-        return self._generator
-
-    def _model_inputs(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tiles, context ids cut to the longest of the batch, lengths (None where all are equal)."""
-        lengths = features["drivefine_context_length"].to(self.planner.device)
-        longest = int(lengths.max())
-        context_ids = features["drivefine_context_ids"][:, :longest].to(self.planner.device)
-        tiles = features["drivefine_tiles"].to(self.planner.device)
-        return tiles, context_ids, None if bool((lengths == longest).all()) else lengths
-
-    def _fall_back(self, agent_input: AgentInput, error: BaseException) -> NDArray[np.float64]:
+    def _fall_back(self, agent_input: AgentInput, error: Exception) -> NDArray[np.float64]:
         self.fallbacks.num_fallbacks += 1
         _logger.exception(
             "DriveFine could not plan and falls back on constant velocity (fallback %d of %d plans): %s",
@@ -402,5 +364,28 @@ class DriveFineAgent(AbstractAgent):
             self.fallbacks.num_planned + 1,
             error,
         )
-        velocity = np.asarray(agent_input.ego_statuses[-1].ego_velocity, dtype=np.float64)
-        return constant_velocity_poses(velocity if np.isfinite(velocity).all() else np.zeros(2))
+        try:
+            velocity = np.asarray(agent_input.ego_statuses[-1].ego_velocity, dtype=np.float64)
+            return constant_velocity_poses(velocity if np.isfinite(velocity).all() else np.zeros(2))
+        except Exception:
+            _logger.exception("The speed cannot be read either: DriveFine stands still")
+            return constant_velocity_poses(np.zeros(2))
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name; `auto` is the GPU if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name; `auto` is bfloat16 on a GPU, else float32.
+
+    Raises:
+      ValueError: torch has no such dtype.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be auto or a torch dtype such as float32 or bfloat16, got {name!r}")
+    return dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,6 +120,28 @@ def refiner_logits(
     return model.answer_logits(prompt, anchors)
 
 
+def scene_generators(
+    seed: int, tiles: NDArray[np.uint8], contexts: Sequence[NDArray[np.int64]]
+) -> list[torch.Generator]:
+    """Random numbers that follow from a seed and from what the planner sees of each scene.
+
+    So a scene's samples do not depend on the order of scenes, on the batch, or on which worker plans it,
+    though NAVSIM tells an agent neither token nor time.
+
+    Args:
+      seed: of the run.
+      tiles: (B, T, S, S, 3) images.
+      contexts: B arrays (C_b,) of token ids, unpadded.
+    """
+    generators = []
+    for image, ids in zip(tiles, contexts, strict=True):
+        digest = hashlib.blake2b(f"{seed}/".encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(image).data)
+        digest.update(np.ascontiguousarray(ids, dtype="<i8").data)
+        generators.append(torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big") >> 1))
+    return generators
+
+
 class Planner:
     """A model with its tokenizers, prompt format and decoding options."""
 
@@ -178,14 +201,14 @@ class Planner:
         self,
         observations: Sequence[Observation],
         options: DecodingOptions | None = None,
-        generator: Randomness = None,
+        seed: int | None = None,
     ) -> PlanResult:
         """Trajectories for a batch of observations.
 
         Args:
           observations: B of them, at least one.
           options: in place of the planner's own.
-          generator: for temperature > 0; None: torch's global one.
+          seed: for temperature > 0, see `scene_generators`; None: torch's global generator.
 
         Raises:
           ValueError: if there are no observations, or one is malformed.
@@ -197,6 +220,9 @@ class Planner:
         contexts = [self.prompts.context(observation) for observation in observations]
         pad_id = config.text_config.pad_token_id or 0
         context_ids, lengths = pad_contexts([context.ids for context in contexts], pad_id)
+        generator = None
+        if seed is not None:
+            generator = scene_generators(seed, tiles, [context.ids for context in contexts])
         tokens = plan_tokens(
             self.model,
             self._tensor(tiles),

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,16 @@ from torch import Tensor
 
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
+from drivefine_agent.provenance import CARD
 from rl.engine import Engine
 from rl.state_files import weight_files
 
-CARD = "provenance.json"
 FREE_KEYS = (
     "output_dir",
     "experiment_name",
     "tile_cache_path",
+    "allow_test_split",
+    "i_train_on_test_tokens_of",
     "engine",
     "reward.backend",
     "reward.num_workers",
@@ -58,9 +60,9 @@ class Provenance:
     configuration: Mapping[str, Any]
     """Of the run, as nested JSON values."""
     data: Mapping[str, Any]
-    """From `data_record`."""
+    """What the run learns from: a `TrainingData` as JSON values."""
     parent: Mapping[str, Any]
-    """From `parent_record`: the model that the run started from."""
+    """The model that the run started from: `provenance.parent_record` and the hash of its weights."""
     reward_weights: Mapping[str, float]
     seeds: Mapping[str, int]
     code: Mapping[str, Any] = field(default_factory=lambda: code_record())
@@ -196,24 +198,6 @@ def check_same_configuration(checkpoint: Path, found: Mapping[str, Any], wanted:
 
 
 # -------------------------------------------------------------------------------------- records of the card
-
-
-def data_record(split: str, tokens: Sequence[str]) -> dict[str, Any]:
-    """Which scenes were learned from: the split's name, their number, a hash of their tokens in order."""
-    return {
-        "split": split,
-        "num_scenes": len(tokens),
-        "tokens_sha256": hashlib.sha256("\n".join(tokens).encode()).hexdigest(),
-    }
-
-
-def parent_record(folder: Path) -> dict[str, Any]:
-    """The model that a run starts from: its folder and a hash of its weights.
-
-    Raises:
-      DataError: it has no weights.
-    """
-    return {"path": str(folder), "weights_sha256": weights_hash(folder)}
 
 
 def weights_hash(folder: Path) -> str:

@@ -24,6 +24,7 @@ from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import Planner
+from drivefine_agent.provenance import as_record, parent_record
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
 from drivefine_agent.training.metrics import MetricLog
@@ -31,6 +32,7 @@ from drivefine_agent.training.objectives import Instructions
 from drivefine_agent.training.optimization import learning_rate_factor
 from drivefine_agent.training.phase import batch_order, num_epoch_steps
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
+from drivefine_agent.training.split_guard import check_splits, log_training_data
 from rl.config import HybridRolloutConfig, TrainGRPOConfig
 from rl.engine import Engine
 from rl.monitors import Means
@@ -40,10 +42,9 @@ from rl.rollout import SceneInputs
 from rl.run_state import (
     Provenance,
     check_same_configuration,
-    data_record,
-    parent_record,
     resume_run_state,
     save_run_state,
+    weights_hash,
 )
 
 _GROUP_PARTS = {"generator": ("language", "action"), "refiner": ("refinement",)}
@@ -270,15 +271,17 @@ def policy_settings(config: TrainGRPOConfig) -> dict[str, Any]:
     return settings
 
 
-def begin_run(config: TrainGRPOConfig, needs_reference: bool) -> Run:
+def begin_run(config: TrainGRPOConfig, stage: str, needs_reference: bool) -> Run:
     """Loads everything, checks everything, and goes on from the newest checkpoint if there is one.
 
     Args:
       config: of either script.
+      stage: the script's name in the checkpoints' card.
       needs_reference: whether a frozen copy of the starting model is wanted.
 
     Raises:
-      DataError: dataset, scene cache, model or checkpoint are missing or do not fit.
+      DataError: dataset, scene cache, model or checkpoint are missing or do not fit; or the scenes are test
+        data (`training/split_guard.py`).
     """
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
@@ -288,6 +291,7 @@ def begin_run(config: TrainGRPOConfig, needs_reference: bool) -> Run:
         raise DataError(f"the model in {parent} has no refinement expert (n_refine = 0) to train")
     cache = SceneCache(Path(config.metric_cache_path))
     split = load_split_scenes(config.paths, config.train_test_split, config.max_scenes, False)
+    check = check_splits(split, None, config.paths, config)
     keep = scorable_scenes(cache, [window.token for window in split.windows], config.train_test_split)
     if len(keep) == 0:
         raise DataError(f"split {split.name} has no scene to learn from")
@@ -306,14 +310,19 @@ def begin_run(config: TrainGRPOConfig, needs_reference: bool) -> Run:
     tiles = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
     demonstrations = load_once_each(split, planner, tiles, engine)
     scenes = TrainingScenes(demonstrations, keep, engine.device)
+    tokens = scenes.tokens(np.arange(len(scenes)))
+    data = check.training_data(stage, tokens, "scenes that cannot be scored")
+    if engine.is_main:
+        check.log_warnings()
+        log_training_data(data)
     resumed = resume_run_state(output / "checkpoints", engine, asdict(config))
     with engine.inference() as model:
         scenes.keep_visual(model, config.run.visual_cache_gb)
     num_steps = config.run.num_epochs * num_epoch_steps(len(scenes), config.run.batch_size)
     provenance = Provenance(
         configuration=asdict(config),
-        data=data_record(split.name, scenes.tokens(np.arange(len(scenes)))),
-        parent=parent_record(parent),
+        data=as_record(data),
+        parent=parent_record(parent) | {"weights_sha256": weights_hash(parent)},
         reward_weights=config.reward.weights,
         seeds={"run": config.run.seed},
     )

@@ -47,7 +47,7 @@ LOGGER = logging.getLogger(__name__)
 def train(config: TrainGRPOConfig) -> Path:
     """The whole run; returns the folder of the trained model."""
     objective, rollout, seed = config.objective, config.rollout, config.run.seed
-    with begin_run(config, needs_reference=objective.beta > 0.0) as run:
+    with begin_run(config, "grpo", needs_reference=objective.beta > 0.0) as run:
         engine, ask = run.engine, run.instructions
         spec = run.planner.action_tokenizer.spec
         for step in run.remaining_steps("GRPO"):

@@ -56,7 +56,7 @@ def train(config: TrainHybridConfig) -> Path:
     """The whole run; returns the folder of the trained model."""
     objective, rollout, seed = config.objective, config.rollout, config.run.seed
     num_samples, num_refined = rollout.num_samples, rollout.num_refined  # G, K
-    with begin_run(config, needs_reference=objective.generator and objective.beta > 0.0) as run:
+    with begin_run(config, "hybrid", needs_reference=objective.generator and objective.beta > 0.0) as run:
         engine, ask = run.engine, run.instructions
         spec = run.planner.action_tokenizer.spec
         for step in run.remaining_steps("Hybrid RL"):

@@ -13,14 +13,15 @@ LAYERS: list[tuple[str, ...]] = [
     ("constants", "errors", "commands"),
     ("geometry",),
     ("data",),
-    ("actions", "answer"),
+    ("actions", "answer", "provenance"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),
     ("prompt",),
     ("planner",),
     ("navsim_api",),
     ("navsim_inputs",),
+    ("features", "selection", "loaded_planners", "training"),
+    ("navsim_training",),
     ("baselines", "agent"),
-    ("training",),
     ("evaluation",),
 ]
 # Siblings that may nevertheless use each other, with the reason.
@@ -28,12 +29,24 @@ SIBLING_EXCEPTIONS = {
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
 ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "planner"}
-AGENTS = {"navsim_api", "navsim_inputs", "baselines", "agent", "training", "evaluation"}
+AGENTS = {
+    "navsim_api",
+    "navsim_inputs",
+    "features",
+    "selection",
+    "loaded_planners",
+    "training",
+    "navsim_training",
+    "baselines",
+    "agent",
+    "evaluation",
+}
 FOREIGN = {
     "torch": ABOVE_DATA | AGENTS,
     "transformers": {"model"},
     "navsim": {"navsim_api"},
     "nuplan": {"navsim_api"},
+    "pytorch_lightning": {"navsim_training"},
     "hydra": set(),
     "deepspeed": set(),
     "numba": {"scoring", "synthetic"},

@@ -17,6 +17,7 @@ it was. All keys: navsim_configs/evaluate.yaml.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ from drivefine_agent.evaluation.job import (
 )
 from drivefine_agent.evaluation.job_v2 import run_evaluation_v2, score_and_write
 from drivefine_agent.evaluation.outcomes import plans_of
+from drivefine_agent.provenance import describe
 
 
 def evaluate(config: DictConfig) -> EvaluationFiles:
@@ -143,8 +145,8 @@ def check_stages(benchmark: str, scenes: SplitScenes) -> None:
         )
 
 
-def print_results(name: str, files: EvaluationFiles) -> None:
-    """Means and where everything is."""
+def print_results(name: str, files: EvaluationFiles, has_checkpoint: bool) -> None:
+    """Means, what a checkpoint has learned from, and where everything is."""
     table = files.table
     print(f"\n{name}: {int(table['valid'].sum())} of {len(table)} scenes valid")
     names = SHORT_NAMES if files.means is None else SHORT_NAMES_V2
@@ -154,6 +156,9 @@ def print_results(name: str, files: EvaluationFiles) -> None:
         for row in pd.read_csv(files.scores).itertuples():
             value = "n/a" if np.isnan(row.score) else f"{100 * row.score:.2f}"
             print(f"  {row.name:23} {value}   ({row.num_valid} of {row.num_scenes} scenes, {row.traffic})")
+    if has_checkpoint:
+        learned = json.loads(files.summary.read_text())["training_data"]
+        print(f"  trained on   {describe(learned)}")
     print(f"  results      {files.results}")
     if files.scores is not None:
         print(f"  all rules    {files.scores}")
@@ -170,7 +175,8 @@ def main(config: DictConfig) -> None:
     """Convert errors made for people into one line; everything else is a bug and keeps its traceback."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        print_results(HydraConfig.get().runtime.choices["agent"], evaluate(config))
+        files = evaluate(config)
+        print_results(HydraConfig.get().runtime.choices["agent"], files, "checkpoint_path" in config.agent)
     except (DriveFineError, OmegaConfBaseException, HydraException) as error:
         sys.exit(f"error: {error}")
 

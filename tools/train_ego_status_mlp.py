@@ -2,16 +2,16 @@
 
     python tools/train_ego_status_mlp.py dataset_root=DATASET experiment_name=ego_status_mlp
 
-Writes config.json and model.safetensors into `output_dir` (default: $NAVSIM_EXP_ROOT/<experiment_name>, or
-runs/<experiment_name> without the variable), for agent.checkpoint_path. All keys:
-navsim_configs/train_ego_status_mlp.yaml.
+Writes config.json, model.safetensors and provenance.json (from which tokens they were made) into `output_dir`
+(default: $NAVSIM_EXP_ROOT/<experiment_name>, or runs/<experiment_name> without the variable), for
+agent.checkpoint_path. All keys: navsim_configs/train_ego_status_mlp.yaml.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from drivefine_agent.baselines.ego_status_mlp import (
 )
 from drivefine_agent.constants import NUM_POSES
 from drivefine_agent.errors import DriveFineError
+from drivefine_agent.provenance import as_record, write_card
 from drivefine_agent.training.config import dataset_paths
 from drivefine_agent.training.from_mapping import from_mapping
 from drivefine_agent.training.scenes import load_split_scenes
+from drivefine_agent.training.split_guard import check_splits, log_training_data
 from drivefine_agent.training.validation import displacement
 
 LOGGER = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ class TrainEgoStatusMLPConfig:
     """Split to learn from."""
     validation_split: str
     """Split to hold out."""
+    allow_test_split: bool = False
+    """First consent to learning from test data, see `training/split_guard.py`."""
+    i_train_on_test_tokens_of: str | None = None
+    """Second consent: the test split."""
     dataset_root: str | None = None
     """None: OPENSCENE_DATA_ROOT."""
     splits_path: str | None = None
@@ -64,6 +70,10 @@ def train(config: TrainEgoStatusMLPConfig) -> float:
     paths = dataset_paths(config.dataset_root, config.splits_path)
     scenes = load_split_scenes(paths, config.train_test_split, config.max_scenes)
     held_out = load_split_scenes(paths, config.validation_split)
+    check = check_splits(scenes, held_out, paths, config)
+    check.log_warnings()
+    data = check.training_data("ego_status_mlp")
+    log_training_data(data)
     features, targets = arrays_from_windows(scenes.windows)
 
     with tqdm(total=config.mlp.num_epochs, desc="Ego-status MLP", unit="epoch") as bar:
@@ -73,6 +83,8 @@ def train(config: TrainEgoStatusMLPConfig) -> float:
             bar.set_postfix(l1=f"{loss:.3f}")
 
         mlp = train_mlp(features, targets, config.mlp, advance)
+    card = {"data": as_record(data), "validation": check.validation, "configuration": asdict(config)}
+    write_card(Path(config.output_dir), card)
     save_mlp(mlp, config.mlp, Path(config.output_dir))
 
     held_out_features, truth = arrays_from_windows(held_out.windows)

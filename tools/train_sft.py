@@ -12,7 +12,8 @@
    generator's own samples among them, into the driver's. Everything else is frozen.
 
 Writes into `output_dir` (default: $NAVSIM_EXP_ROOT/<experiment_name>, or runs/<experiment_name> without the
-variable): model/ (for agent.checkpoint_path), checkpoints/, tensorboard/, config.json, metrics.jsonl. A
+variable): model/ (for agent.checkpoint_path, with the card provenance.json that says from which tokens it
+was made), checkpoints/, tensorboard/, config.json, metrics.jsonl. Test data are refused as training scenes. A
 stopped run goes on where it was and ends with the same bits as an unbroken one. All keys:
 navsim_configs/train_sft.yaml and drivefine_agent/training/config.py.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from tqdm import tqdm
 
 from drivefine_agent.errors import DriveFineError
 from drivefine_agent.planner import Planner
+from drivefine_agent.provenance import as_record, parent_record, write_card
 from drivefine_agent.training.config import TrainSFTConfig
 from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
 from drivefine_agent.training.from_mapping import from_mapping
@@ -59,14 +62,25 @@ from drivefine_agent.training.questions import Questions
 from drivefine_agent.training.run_folder import claim_run_folder
 from drivefine_agent.training.scenes import load_split_scenes
 from drivefine_agent.training.seeds import generator_for
-from drivefine_agent.training.sources import Source, keep_visual, load_sources
+from drivefine_agent.training.sources import Source, keep_visual, load_sources, open_sources, scenes_seen
+from drivefine_agent.training.split_guard import SplitCheck, check_sources, log_training_data
 from drivefine_agent.training.validation import Validation, validate
 
 LOGGER = logging.getLogger(__name__)
 
+Card = Mapping[str, Any]
+"""Of `drivefine_agent/provenance.py`."""
+
 
 def train(config: TrainSFTConfig) -> Validation | None:
     """All phases; returns the refined model's validation, None where the refiner was not trained."""
+    train_scenes = None
+    if config.data.uses_split or config.perception.num_epochs > 0:
+        train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
+    held_out_scenes = load_split_scenes(config.paths, config.validation_split, config.max_validation_scenes)
+    opened = open_sources(config, train_scenes)
+    check = check_sources(scenes_seen(opened, train_scenes), held_out_scenes, config.paths, config)
+    check.log_warnings()
     output = Path(config.output_dir)
     claim_run_folder(output, asdict(config))
     if config.run.num_threads is not None:
@@ -74,27 +88,25 @@ def train(config: TrainSFTConfig) -> Validation | None:
 
     planner = build_planner(config.model, config.run.seed, config.run.device)
     instructions = Instructions(planner.prompts, config.run.device)
-
     cache = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
     tiles = cache if config.data.cache_tiles else None
-    has_perception = config.perception.num_epochs > 0 and planner.model.perception is not None
+    card = training_card(config, check)
     demonstrations = None
-    if has_perception or config.data.uses_split:
-        train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
+    if train_scenes is not None:
         demonstrations = load_demonstrations(train_scenes, planner.prompts, tiles)
-    held_out_scenes = load_split_scenes(config.paths, config.validation_split, config.max_validation_scenes)
     held_out = load_demonstrations(held_out_scenes, planner.prompts, tiles)
-    sources = load_sources(config, planner.prompts, tiles, demonstrations)
+    sources = load_sources(opened, planner.prompts, tiles, config.data.answer_lengths, demonstrations)
     report_data(sources, held_out)
 
     metrics = MetricLog(output)
-    if has_perception:
+    if config.perception.num_epochs > 0 and planner.model.perception is not None:
         assert demonstrations is not None
-        train_perception(config, planner, demonstrations, held_out, metrics)
-    train_generator(config, planner, instructions, sources, held_out, metrics, cache)
+        train_perception(config, planner, demonstrations, held_out, metrics, card)
+    train_generator(config, planner, instructions, sources, held_out, metrics, card, cache)
     validation = None
     if config.refiner.num_epochs > 0 and planner.model.config.n_refine > 0:
-        validation = train_refiner(config, planner, instructions, sources, held_out, metrics, cache)
+        validation = train_refiner(config, planner, instructions, sources, held_out, metrics, card, cache)
+    write_card(output / "model", card)  # first: there is never a model without it
     planner.save_pretrained(output / "model")
     metrics.close()
     LOGGER.info("model: %s", output / "model")
@@ -110,6 +122,7 @@ def train_perception(
     demonstrations: Demonstrations,
     held_out: Demonstrations,
     metrics: MetricLog,
+    card: Card,
 ) -> None:
     """Phase 0, for a vision tower from scratch: images in, a bird's-eye grid of the scene out."""
     run, settings, model = config.run, config.perception, planner.model
@@ -121,6 +134,7 @@ def train_perception(
         average_decay=0.0,
         num_steps=settings.num_epochs * num_epoch_steps(len(demonstrations), settings.batch_size),
         folder=Path(config.output_dir) / "checkpoints",
+        card=card,
     )
     model.train()
     for step in tqdm(
@@ -151,6 +165,7 @@ def train_generator(
     sources: list[Source],
     held_out: Demonstrations,
     metrics: MetricLog,
+    card: Card,
     cache: Path,
 ) -> None:
     """Phase 1: complementary masking. Leaves the averaged weights, in both experts."""
@@ -169,6 +184,7 @@ def train_generator(
         settings.average_decay,
         num_steps=settings.num_epochs * per_epoch,
         folder=Path(config.output_dir) / "checkpoints",
+        card=card,
     )
     if not phase.is_done:  # vision is as it will stay, where its tokens are kept
         batches = replace(batches, sources=keep_visual(sources, data, model, cache))
@@ -204,6 +220,7 @@ def train_refiner(
     sources: list[Source],
     held_out: Demonstrations,
     metrics: MetricLog,
+    card: Card,
     cache: Path,
 ) -> Validation:
     """Phase 2: spoilt demonstrations in, the driver's out. Returns how refined plans compare to generated."""
@@ -223,6 +240,7 @@ def train_refiner(
         settings.average_decay,
         num_steps=settings.num_epochs * per_epoch,
         folder=Path(config.output_dir) / "checkpoints",
+        card=card,
     )
     # Only now the model holds the weights that the phase goes on from.
     batches = replace(batches, sources=keep_visual(trajectories, data, model, cache))
@@ -251,6 +269,20 @@ def train_refiner(
 
 
 # ------------------------------------------------------------------------------------------ reports
+
+
+def training_card(config: TrainSFTConfig, check: SplitCheck) -> Card:
+    """What the model learns from; part of every checkpoint."""
+    data = check.training_data("sft")
+    log_training_data(data)
+    start = config.model.init_from
+    return {
+        "data": as_record(data),
+        "validation": check.validation,
+        "parent": None if start is None else parent_record(Path(start)),
+        "seeds": {"run": config.run.seed},
+        "configuration": asdict(config),
+    }
 
 
 def report_data(sources: list[Source], held_out: Demonstrations) -> None:

@@ -23,6 +23,7 @@ from drivefine_agent.constants import NUM_POSES
 from drivefine_agent.data.types import Observation, SceneWindow
 from drivefine_agent.errors import DataError
 from drivefine_agent.navsim_inputs import human_poses, observation_from_window
+from drivefine_agent.provenance import warn_of_test_data
 
 NUM_FEATURES = 8  # velocity (2), acceleration (2), driving command (4)
 _CONFIG_FILE = "config.json"
@@ -156,6 +157,7 @@ class EgoStatusMLP:
         """Loads the weights, once."""
         if self._mlp is None:
             self._mlp = load_mlp(self._folder).eval()
+            warn_of_test_data(self._folder)
 
     @torch.inference_mode()
     def plan(self, cases: Sequence[PlanningCase]) -> NDArray[np.float64]:

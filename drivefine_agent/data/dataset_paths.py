@@ -12,6 +12,8 @@ from drivefine_agent.errors import DataError
 SECOND_STAGE_FOLDER = "navhard_two_stage"
 """NAVSIM's default folder of the second stage; the warm-up set lies in warmup_two_stage."""
 SCENES_FOLDER = "synthetic_scene_pickles"
+_NAVSIM_SPLITS = "navsim/planning/script/config/common"  # in a NAVSIM checkout
+_NAVSIM_LOG_LISTS = "navsim/planning/script/config/training/default_train_val_test_log_split.yaml"
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,21 @@ class DatasetPaths:
     def sensors(self, data_split: str) -> Path:
         """Folder of the sensor blobs of a split, the root of every `CameraRecord.data_path`."""
         return self.original_sensor_path / data_split
+
+
+def navsim_split_folders(environment: Mapping[str, str] | None = None) -> list[Path]:
+    """Where NAVSIM's own splits lie: below NAVSIM_DEVKIT_ROOT, a checkout of NAVSIM; none if not set."""
+    devkit = (os.environ if environment is None else environment).get("NAVSIM_DEVKIT_ROOT")
+    return [Path(devkit) / _NAVSIM_SPLITS] if devkit else []
+
+
+def navsim_log_lists(environment: Mapping[str, str] | None = None) -> Path:
+    """NAVSIM's lists of logs to train and to validate on, in the checkout that NAVSIM_DEVKIT_ROOT names.
+
+    Raises:
+      DataError: the variable is not set.
+    """
+    devkit = (os.environ if environment is None else environment).get("NAVSIM_DEVKIT_ROOT")
+    if not devkit:
+        raise DataError("NAVSIM_DEVKIT_ROOT is not set: set it to a checkout of NAVSIM, or set log_lists")
+    return Path(devkit) / _NAVSIM_LOG_LISTS

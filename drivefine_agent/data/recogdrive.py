@@ -66,6 +66,7 @@ class ConversationFile:
         self.path = Path(path)
         starts: list[int] = []
         images: list[str] = []
+        tokens: list[str | None] = []
         try:
             with self.path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -75,7 +76,9 @@ class ConversationFile:
                 with bar:
                     start = 0
                     for line in file:
-                        images.append(_parse(line, self._where(len(starts))).image)
+                        conversation = _parse(line, self._where(len(starts)))
+                        images.append(conversation.image)
+                        tokens.append(conversation.token)
                         starts.append(start)
                         start += len(line)
                         bar.update(len(line))
@@ -85,6 +88,8 @@ class ConversationFile:
             raise DataError(f"{self.path} is empty: expected one JSON object per line")
         self.images: tuple[str, ...] = tuple(images)
         """The image of each line, as the file names it."""
+        self.tokens: tuple[str | None, ...] = tuple(tokens)
+        """The NAVSIM sample of each line, where the file tells it."""
         self._starts = np.array(starts, dtype=np.int64)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Camera images of the dataset: 1920x1080 JPEG, RGB, as they left the camera."""
+"""Camera images of the dataset: JPEG, RGB, 1920x1080 as they left the camera, or scaled down by the user."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
 
 JPEG_QUALITY = 90
 
 
-def read_image(root: str | Path, data_path: str, any_size: bool = False) -> NDArray[np.uint8]:
+def read_image(root: str | Path, data_path: str) -> NDArray[np.uint8]:
     """A camera image as NAVSIM reads it (decoded by Pillow).
 
     Args:
       root: the split's folder of sensor blobs, e.g. `sensor_blobs/test`.
       data_path: `CameraRecord.data_path`, relative to `root`.
-      any_size: accept images that are not 1920x1080, e.g. thumbnails.
 
     Returns:
-      (1080, 1920, 3) uint8 RGB.
+      (H, W, 3) uint8 RGB; 1080 x 1920 in NAVSIM's data. Other sizes are taken as NAVSIM takes them.
 
     Raises:
-      DataError: the path leaves `root`, or the file is missing, damaged or of another size.
+      DataError: the path leaves `root`, or the file is missing or damaged.
     """
     path = image_path(root, data_path)
     try:
@@ -42,9 +40,6 @@ def read_image(root: str | Path, data_path: str, any_size: bool = False) -> NDAr
         ) from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise DataError(f"not a readable image ({error}): {path}; fetch or write it again") from error
-    expected = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3)
-    if pixels.shape != expected and not any_size:
-        raise DataError(f"a camera image must have shape {expected}, got {pixels.shape}: {path}")
     return pixels
 
 

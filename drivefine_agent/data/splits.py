@@ -70,11 +70,9 @@ def load_split(name_or_path: str | Path, search_dirs: Iterable[str | Path] = ())
     unknown = [key for key in content if key not in _SPLIT_KEYS + _IGNORED_SPLIT_KEYS]
     if unknown:
         raise DataError(f"a split file has the keys {list(_SPLIT_KEYS)}, got {unknown} in {path}")
-    if not isinstance(content.get("data_split"), str) or not content["data_split"]:
-        raise DataError(f"a split file needs 'data_split', the folder below navsim_logs: {path}")
     return Split(
         name=path.stem,
-        data_split=content["data_split"],
+        data_split=_data_split(content, path),
         scene_filter=_scene_filter(content, path),
         reactive_all_mapping=_stage_groups(content.get("reactive_all_mapping"), path),
     )
@@ -82,7 +80,42 @@ def load_split(name_or_path: str | Path, search_dirs: Iterable[str | Path] = ())
 
 def known_splits(search_dirs: Iterable[str | Path]) -> list[str]:
     """Names of all splits in the given folders, sorted."""
-    return sorted({path.stem for folder in search_dirs for path in _split_files(Path(folder))})
+    return sorted({path.stem for path in split_files(search_dirs)})
+
+
+def split_files(search_dirs: Iterable[str | Path]) -> list[Path]:
+    """The YAML files of all splits in the given folders, in their order and by name."""
+    return [path for folder in search_dirs for path in _split_files(Path(folder))]
+
+
+def data_split_of(path: Path) -> str:
+    """The folder of logs that a split's file names; its scene filter, which may be long, is not read.
+
+    Raises:
+      DataError: the file is damaged, or names none.
+    """
+    return _data_split(_mapping(path), path)
+
+
+def load_log_lists(path: Path) -> dict[str, tuple[str, ...]]:
+    """NAVSIM's lists of logs: `train_logs` and `val_logs` of default_train_val_test_log_split.yaml.
+
+    Raises:
+      DataError: the file is missing or damaged, or the lists overlap.
+    """
+    content = _mapping(path)
+    lists = {key: _names(key, content.get(key), path) or () for key in ("train_logs", "val_logs")}
+    both = sorted(set(lists["train_logs"]) & set(lists["val_logs"]))
+    if both:
+        raise DataError(f"train_logs and val_logs must not overlap, got {both[0]!r} in both lists of {path}")
+    return lists
+
+
+def _data_split(content: Mapping[str, Any], path: Path) -> str:
+    folder = content.get("data_split")
+    if not isinstance(folder, str) or not folder:
+        raise DataError(f"a split file needs 'data_split', the folder below navsim_logs: {path}")
+    return folder
 
 
 def _split_path(name_or_path: str | Path, search_dirs: list[Path]) -> Path:

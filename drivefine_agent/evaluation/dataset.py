@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivefine_agent.data.dataset_paths import DatasetPaths
+from drivefine_agent.data.dataset_paths import DatasetPaths, navsim_split_folders
 from drivefine_agent.data.scenes import load_scenes
 from drivefine_agent.data.second_stage import load_second_stage
 from drivefine_agent.data.splits import Split, StageGroup, load_split
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
-
-_NAVSIM_SPLITS = "navsim/planning/script/config/common"  # in a NAVSIM checkout
 
 
 @dataclass(frozen=True)
@@ -168,6 +166,5 @@ def _split_folders(
 ) -> list[Path]:
     if keys.splits_path is not None:
         return [Path(keys.splits_path)]
-    folders = [] if paths is None else [paths.splits]
-    devkit = environment.get("NAVSIM_DEVKIT_ROOT")
-    return [*folders, Path(devkit) / _NAVSIM_SPLITS] if devkit else folders
+    own = [] if paths is None else [paths.splits]
+    return [*own, *navsim_split_folders(environment)]

@@ -40,6 +40,7 @@ from drivefine_agent.evaluation.outcomes import (
 from drivefine_agent.evaluation.results_csv import METRICS_V1, write_csv
 from drivefine_agent.evaluation.run import Driver, ImageReader, SceneSource, drive, failures
 from drivefine_agent.evaluation.score import ScoringJob, is_outcome_of, score_windows
+from drivefine_agent.provenance import all_training_data, read_model_card
 from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
 from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, TRAFFIC, HumanFilter, Traffic
 
@@ -334,6 +335,7 @@ def write_evaluation(
         **stamp(settings),
         "num_valid": int(table["valid"].sum()),
         **counts,
+        "training_data": training_data_of(identity),
         "means": means,
         "configuration_hash": configuration_hash(identity),
         "configuration": identity,
@@ -347,6 +349,20 @@ def write_evaluation(
         before_refinement=folder / BEFORE_NAME if has_before else None,
         failures=failed,
     )
+
+
+def training_data_of(identity: Mapping[str, Any]) -> list[dict[str, Any] | None] | None:
+    """What the evaluated checkpoint learned from, by its card; None: no checkpoint, or it has no card.
+
+    Args:
+      identity: of `identify`.
+
+    Raises:
+      DataError: the card is damaged.
+    """
+    checkpoint = identity["agent"].get("checkpoint_path")
+    card = None if checkpoint is None else read_model_card(Path(checkpoint))
+    return None if card is None else all_training_data(card)
 
 
 def write_predictions(outcomes: Sequence[SceneOutcome], settings: EvaluationSettings) -> Path:

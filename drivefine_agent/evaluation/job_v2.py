@@ -33,6 +33,7 @@ from drivefine_agent.evaluation.job import (
     make_plans,
     score_plans,
     stamp,
+    training_data_of,
     write_failures,
 )
 from drivefine_agent.evaluation.one_stage import navsim_would_say as one_stage_says
@@ -136,6 +137,7 @@ def score_and_write(
         "num_valid": int(table["valid"].sum()),
         "num_failed": int((~table["valid"]).sum()),
         **counts,
+        "training_data": training_data_of(identity),
         "scores": {score.name: _number(score.score) for score in scores},
         "means": {name: _number(value) for name, value in zip(METRICS_V2, means, strict=True)},
         "navsim_would_say": sentences,

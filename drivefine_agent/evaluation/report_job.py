@@ -200,7 +200,7 @@ def _card(
     if FRONT_CAMERA not in frame.cameras:
         raise DataError(f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}")
     camera = frame.cameras[FRONT_CAMERA]
-    image = read_image(scenes.sensor_path, camera.data_path, any_size=True)
+    image = read_image(scenes.sensor_path, camera.data_path)
     return SceneCard(
         token=window.token,
         reason=reason,

@@ -175,6 +175,10 @@ class Scene:
     scene_metadata: SceneMetadata
     map_api: Any
     frames: list[Frame]
+    extended_traffic_light_data: Any = None
+    """Second stage only."""
+    extended_detections_tracks: Any = None
+    """Second stage only."""
 
     def get_future_trajectory(self, num_trajectory_frames: int | None = None) -> Trajectory:
         """The recorded driver's future in the ego frame of now, `num_trajectory_frames` poses 0.5 s apart."""

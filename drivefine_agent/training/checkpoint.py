@@ -5,6 +5,7 @@
         optimizer.safetensors   the optimizer's moments and step counters, `<parameter name>/<moment>`
         average.safetensors     the running average of the weights
         state.json              phase, step, and what else the script wants to keep
+        provenance.json         what it learned from, see `drivefine_agent/provenance.py`
 
 A checkpoint is complete when its folder has its final name; the newest is the last by name. Random numbers
 need no entry: every draw of training comes from a generator seeded by (seed, purpose, step), see `seeds.py`.
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from drivefine_agent.errors import DataError
+from drivefine_agent.provenance import write_card
 from drivefine_agent.training.optimization import WeightAverage
 
 
@@ -36,6 +38,7 @@ def save_checkpoint(
     average: WeightAverage,
     state: Mapping[str, Any],
     keep: int = 1,
+    card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes checkpoint `name` below `folder` and removes all but the `keep` newest ones.
 
@@ -47,6 +50,7 @@ def save_checkpoint(
       average: running average of the weights.
       state: JSON values.
       keep: how many checkpoints remain.
+      card: what the model learned from.
 
     Returns:
       The checkpoint's folder.
@@ -62,6 +66,8 @@ def save_checkpoint(
     save_file({k: v.clone().contiguous() for k, v in average.state().items()}, part / "average.safetensors")
     record = {**state, "average_updates": average.num_updates}
     (part / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+    if card is not None:
+        write_card(part, card)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(part, target)
     for old in checkpoints(folder)[:-keep]:

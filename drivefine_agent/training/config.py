@@ -242,6 +242,10 @@ class TrainSFTConfig:
     """Split to learn from: a name below the dataset's `splits`, or the path of its YAML."""
     validation_split: str = "world_val"
     """Split to hold out."""
+    allow_test_split: bool = False
+    """First consent to learning from test data, see `split_guard.py`."""
+    i_train_on_test_tokens_of: str | None = None
+    """Second consent: the test split."""
     dataset_root: str | None = None
     """Folder with navsim_logs, sensor_blobs and splits; None: OPENSCENE_DATA_ROOT."""
     splits_path: str | None = None

@@ -32,15 +32,27 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
             "the 8B model is not trained from random weights: set model.init_from to a converted checkpoint"
         )
     tokenizer = TextTokenizer.tiny()
-    preset = {"tiny": DriveFineConfig.tiny, "debug": DriveFineConfig.debug}[choice.preset]
-    known = set(preset().to_dict())
-    unknown = sorted(set(choice.overrides) - known)
-    if unknown:
-        raise ValueError(f"model.overrides must name fields of DriveFineConfig, got {unknown}")
+    config = preset_config(choice)
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed(seed, "initial weights", 0))
-        config = preset(**choice.overrides)
-        config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
         model = DriveFineModel(config)
     torch.nn.Module.to(model, device)
     return Planner(model, tokenizer)
+
+
+def preset_config(choice: ModelChoice) -> DriveFineConfig:
+    """The shape of a preset with the small tokenizer's vocabulary, without weights.
+
+    Raises:
+      ValueError: unknown preset, or an override is no field of the model's configuration.
+    """
+    presets = {"tiny": DriveFineConfig.tiny, "debug": DriveFineConfig.debug}
+    if choice.preset not in presets:
+        raise ValueError(f"only {sorted(presets)} start from random weights, got {choice.preset!r}")
+    preset = presets[choice.preset]
+    unknown = sorted(set(choice.overrides) - set(preset().to_dict()))
+    if unknown:
+        raise ValueError(f"model.overrides must name fields of DriveFineConfig, got {unknown}")
+    config = preset(**choice.overrides)
+    config.text_config.vocab_size = max(config.text_config.vocab_size, len(TextTokenizer.tiny()))
+    return config

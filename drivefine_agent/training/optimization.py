@@ -79,10 +79,15 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for part in self._parts:
             part.state = self.state
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Both updates; the gradients must be there."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Both updates. The gradients must be there, or `closure` makes them and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for part in self._parts:
             part.step()
+        return loss
 
 
 def build_optimizer(

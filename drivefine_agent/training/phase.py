@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ class Phase:
     num_steps: int
     folder: Path
     """Of the run's checkpoints."""
+    card: Mapping[str, Any] | None = None
+    """What the model learns from; written into every checkpoint."""
     step: int = 0
     is_done: bool = False
     """Whether the phase was finished before; the model then holds its result, or that of a later phase."""
@@ -66,6 +69,7 @@ class Phase:
         average_decay: float,
         num_steps: int,
         folder: Path,
+        card: Mapping[str, Any] | None = None,
     ) -> Phase:
         """Starts a phase, goes on from the run's newest checkpoint, or finds that the phase is done.
 
@@ -77,11 +81,12 @@ class Phase:
           average_decay: of the weight average.
           num_steps: of this phase.
           folder: of the run's checkpoints.
+          card: what the model learns from.
         """
-        parameters, kinds = _named_parameters(model, parts)
+        parameters, kinds = trained_parameters(model, parts)
         optimizer = build_optimizer(parameters, kinds.__getitem__, config)
         average = WeightAverage(parameters, average_decay)
-        phase = cls(name, model, optimizer, average, config, num_steps, folder)
+        phase = cls(name, model, optimizer, average, config, num_steps, folder, card)
         newest = checkpoints(folder)[-1:]
         if not newest:
             return phase
@@ -128,7 +133,9 @@ class Phase:
         """Writes a checkpoint; the run keeps the newest only."""
         name = f"{PHASES.index(self.name) + 1}_{self.name}_{self.step:07d}" + ("_done" if is_finished else "")
         state = {"phase": self.name, "phase_step": self.step, "is_finished": is_finished}
-        return save_checkpoint(self.folder, name, self.model, self.optimizer, self.average, state)
+        return save_checkpoint(
+            self.folder, name, self.model, self.optimizer, self.average, state, card=self.card
+        )
 
     def finish(self, before_saving: Callable[[], None] = lambda: None) -> None:
         """Puts the averaged weights into the model for good and keeps it: the phase's result."""
@@ -150,7 +157,7 @@ def batch_order(num_scenes: int, batch_size: int, seed: int, purpose: str, step:
     return np.resize(order, per_epoch * batch_size)[step % per_epoch * batch_size :][:batch_size]
 
 
-def _named_parameters(
+def trained_parameters(
     model: DriveFineModel, parts: Sequence[str]
 ) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
     """Trainable parameters of the parts by name, and the optimizer group of each."""

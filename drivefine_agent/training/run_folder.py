@@ -15,6 +15,8 @@ _FREE_KEYS = (
     "output_dir",
     "experiment_name",
     "tile_cache_path",
+    "allow_test_split",
+    "i_train_on_test_tokens_of",
     "run.log_every",
     "run.checkpoint_every",
     "run.num_threads",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drivefine_agent.data.dataset_paths import DatasetPaths
+from drivefine_agent.data.dataset_paths import DatasetPaths, navsim_split_folders
 from drivefine_agent.data.scenes import load_scenes
 from drivefine_agent.data.splits import load_split
 from drivefine_agent.data.types import SceneWindow
@@ -19,6 +19,32 @@ class SplitScenes:
     windows: tuple[SceneWindow, ...]
     sensor_root: Path
     maps_root: Path | None = None
+    data_split: str = ""
+    """Folder of the logs."""
+    num_listed: int = 0
+    """Samples of the whole split: those it lists; if it lists none, those that were found."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Of the samples."""
+        return tuple(window.token for window in self.windows)
+
+    @property
+    def logs(self) -> frozenset[str]:
+        """Names by the frames, and those of the files, should someone have renamed them."""
+        files = {window.log_path.stem for window in self.windows if window.log_path is not None}
+        return frozenset(files | {window.log_name for window in self.windows})
+
+
+@dataclass(frozen=True)
+class ListedScenes:
+    """Scenes of which no more is known than which they are: of a JSON-lines file, or of several sources."""
+
+    name: str
+    tokens: tuple[str, ...]
+    logs: frozenset[str]
+    data_split: str = ""
+    num_listed: int = 0
 
 
 def load_split_scenes(
@@ -28,16 +54,18 @@ def load_split_scenes(
 
     Args:
       paths: the dataset.
-      split_name: name or path of a split's YAML.
+      split_name: name of a split of the dataset or, with NAVSIM_DEVKIT_ROOT, of NAVSIM's; or path of a YAML.
       max_scenes: keep only so many, evenly spread over the split; None keeps all.
       show_progress: draw a progress bar.
 
     Raises:
       DataError: the split is unknown, or its logs are missing or damaged.
     """
-    split = load_split(split_name, [paths.splits])
+    split = load_split(split_name, [paths.splits, *navsim_split_folders()])
     scene_filter = replace(split.scene_filter, max_scenes=None) if max_scenes else split.scene_filter
     windows = load_scenes(paths.logs(split.data_split), scene_filter, show_progress=show_progress)
+    num_listed = len(set(scene_filter.tokens or ())) or len(windows)
     if max_scenes is not None and max_scenes < len(windows):
         windows = [windows[i * len(windows) // max_scenes] for i in range(max_scenes)]
-    return SplitScenes(split.name, tuple(windows), paths.sensors(split.data_split), paths.maps_root)
+    sensors = paths.sensors(split.data_split)
+    return SplitScenes(split.name, tuple(windows), sensors, paths.maps_root, split.data_split, num_listed)

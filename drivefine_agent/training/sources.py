@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -22,50 +22,121 @@ from drivefine_agent.training.demonstrations import (
     make_demonstrations,
 )
 from drivefine_agent.training.questions import Questions
-from drivefine_agent.training.scenes import load_split_scenes
+from drivefine_agent.training.scenes import ListedScenes, SplitScenes, load_split_scenes
 from drivefine_agent.training.tile_cache import ImageSet, load_tiles
 from drivefine_agent.training.visual_cache import load_visual
 
 Source = Demonstrations | Questions
 
 
-def load_sources(
-    config: TrainSFTConfig,
-    prompts: PromptBuilder,
-    tile_folder: Path | None,
-    demonstrations: Demonstrations | None,
-    show_progress: bool = True,
-) -> list[Source]:
-    """The sources of `config.data`, in their order; without any, the scenes of the split alone.
+@dataclass(frozen=True)
+class SourceFile:
+    """A JSON-lines file that was read once and found sound."""
+
+    config: SourceConfig
+    file: ConversationFile
+    paths: tuple[str, ...]
+    """(N,) images of the lines, below the image root."""
+
+    def images(self, prompts: PromptBuilder) -> ImageSet:
+        """The images, as the model of these prompts tiles them."""
+        assert self.config.image_root is not None
+        return ImageSet(self.paths, Path(self.config.image_root), prompts.config.tiles)
+
+    @property
+    def seen(self) -> ListedScenes:
+        """Which scenes these are: tokens, or images where the file has none; logs by the images' folders."""
+        tokens = tuple(token or path for token, path in zip(self.file.tokens, self.paths, strict=True))
+        parts = (PurePosixPath(path).parts for path in self.paths)
+        logs = frozenset(folders[-3] for folders in parts if len(folders) >= 3)  # <log>/CAM_F0/<name>.jpg
+        return ListedScenes(self.file.path.name, tokens, logs, num_listed=len(tokens))
+
+
+def open_sources(
+    config: TrainSFTConfig, split: SplitScenes | None, show_progress: bool = True
+) -> list[SplitScenes | SourceFile]:
+    """What `config.data` names, in its order, not yet in the model's format; nothing named: the split.
 
     Args:
       config: the run's.
-      prompts: writes prompts in the model's format.
-      tile_folder: where tiles are kept; None: nowhere.
-      demonstrations: scenes of `train_test_split`; None where no source and no phase uses them.
+      split: scenes of `train_test_split`; None where no source uses them.
       show_progress: draw progress bars.
 
     Raises:
-      DataError: a file, a line of it or an image is missing or damaged.
+      DataError: a file, a line of it or a split is missing or damaged.
+    """
+    opened: list[SplitScenes | SourceFile] = []
+    for source in config.data.sources or (SourceConfig("navsim"),):
+        if source.kind != "navsim":
+            opened.append(open_file(source, show_progress))
+        elif source.path is None:
+            assert split is not None
+            opened.append(split)
+        else:
+            opened.append(load_split_scenes(config.paths, source.path, config.max_scenes, show_progress))
+    return opened
+
+
+def scenes_seen(
+    opened: Sequence[SplitScenes | SourceFile], split: SplitScenes | None
+) -> list[SplitScenes | ListedScenes]:
+    """Which scenes are learned from: those of the sources, and of the split for `perception`."""
+    seen = [source.seen if isinstance(source, SourceFile) else source for source in opened]
+    return seen if split is None or split in seen else [split, *seen]
+
+
+def load_sources(
+    opened: Sequence[SplitScenes | SourceFile],
+    prompts: PromptBuilder,
+    tile_folder: Path | None,
+    answer_lengths: tuple[int, ...],
+    demonstrations: Demonstrations | None = None,
+    show_progress: bool = True,
+) -> list[Source]:
+    """The sources in the model's format.
+
+    Args:
+      opened: from `open_sources`.
+      prompts: writes prompts in the model's format.
+      tile_folder: where tiles are kept; None: nowhere.
+      answer_lengths: of answers in words.
+      demonstrations: of the split given to `open_sources`, where they are loaded already.
+      show_progress: draw progress bars.
+
+    Raises:
+      DataError: a line is not of its file's kind, or an image is missing or damaged.
     """
     sources: list[Source] = []
-    for source in config.data.sources or (SourceConfig("navsim"),):
-        if source.kind == "recogdrive_trajectories":
-            sources.append(load_trajectories(source, prompts, tile_folder, show_progress))
-        elif source.kind == "recogdrive_qa":
-            lengths = config.data.answer_lengths
-            sources.append(load_questions(source, prompts, tile_folder, lengths, show_progress))
-        elif source.path is None:
-            assert demonstrations is not None
-            sources.append(demonstrations)
+    for source in opened:
+        if isinstance(source, SplitScenes):
+            is_loaded = demonstrations is not None and demonstrations.tokens == source.tokens
+            sources.append(
+                demonstrations
+                if is_loaded and demonstrations is not None
+                else load_demonstrations(source, prompts, tile_folder, show_progress)
+            )
+        elif source.config.kind == "recogdrive_qa":
+            images = source.images(prompts)
+            tiles = load_tiles(tile_folder, images, show_progress=show_progress)
+            sources.append(Questions(source.file, images, tiles, prompts, answer_lengths))
         else:
-            scenes = load_split_scenes(config.paths, source.path, config.max_scenes, show_progress)
-            sources.append(load_demonstrations(scenes, prompts, tile_folder, show_progress))
+            sources.append(load_trajectories(source, prompts, tile_folder, show_progress))
     return sources
 
 
+def open_file(source: SourceConfig, show_progress: bool = True) -> SourceFile:
+    """Reads and checks a JSON-lines file once; raises as `open_sources`."""
+    assert source.path is not None
+    file = ConversationFile(source.path, show_progress)
+    paths = tuple(
+        relative_image(image, source.image_prefix, f"{file.path}, line {number}")
+        for number, image in enumerate(file.images, start=1)
+    )
+    return SourceFile(source, file, paths)
+
+
 def load_trajectories(
-    source: SourceConfig, prompts: PromptBuilder, tile_folder: Path | None, show_progress: bool = True
+    source: SourceFile, prompts: PromptBuilder, tile_folder: Path | None, show_progress: bool = True
 ) -> Demonstrations:
     """A trajectory set: motion, command and answer parsed from its text, prompts in the model's own format.
 
@@ -73,7 +144,7 @@ def load_trajectories(
       DataError: as `load_sources`; also a question without velocity and acceleration where the model's prompt
         has them. Names file and line.
     """
-    file, images = _open(source, prompts, show_progress, any_size=False)
+    file, images = source.file, source.images(prompts)
     needs_dynamics = prompts.config.prompt_type == "vel_and_acc"
     observations, poses, tokens = [], [], []
     for number in range(len(file)):
@@ -116,19 +187,6 @@ def read_demonstration(conversation: Conversation, needs_dynamics: bool) -> tupl
     return Observation(placeholder, motion.history_poses, velocity, acceleration, command), poses
 
 
-def load_questions(
-    source: SourceConfig,
-    prompts: PromptBuilder,
-    tile_folder: Path | None,
-    answer_lengths: tuple[int, ...],
-    show_progress: bool = True,
-) -> Questions:
-    """A QA set; raises as `load_sources`."""
-    file, images = _open(source, prompts, show_progress, any_size=True)
-    tiles = load_tiles(tile_folder, images, show_progress=show_progress)
-    return Questions(file, images, tiles, prompts, answer_lengths)
-
-
 def keep_visual(
     sources: Sequence[Source],
     data: DataConfig,
@@ -153,16 +211,3 @@ def keep_visual(
         visual = load_visual(folder, model, source.images, source.tiles, data.visual_cache, show_progress)
         kept.append(replace(source, visual=visual))
     return kept
-
-
-def _open(
-    source: SourceConfig, prompts: PromptBuilder, show_progress: bool, any_size: bool
-) -> tuple[ConversationFile, ImageSet]:
-    assert source.path is not None
-    assert source.image_root is not None
-    file = ConversationFile(source.path, show_progress)
-    paths = tuple(
-        relative_image(image, source.image_prefix, f"{file.path}, line {number}")
-        for number, image in enumerate(file.images, start=1)
-    )
-    return file, ImageSet(paths, Path(source.image_root), prompts.config.tiles, any_size)

@@ -35,8 +35,6 @@ class ImageSet:
     """(N,) relative to `root`."""
     root: Path
     spec: TileSpec
-    any_size: bool = False
-    """Whether images of other sizes than the NAVSIM camera's are accepted."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,7 +49,7 @@ class ImageSet:
 
     def tile(self, index: int) -> NDArray[np.uint8]:
         """(tiles, size, size, 3) of one image; raises as above."""
-        return tile_image(read_image(self.root, self.paths[index], self.any_size), self.spec)
+        return tile_image(read_image(self.root, self.paths[index]), self.spec)
 
     def fingerprint(self) -> str:
         """Changes with the tiling, the list of images, and each file's size and modification time.

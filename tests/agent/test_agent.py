@@ -129,7 +129,7 @@ def test_training_as_navsim_does_it_lowers_the_loss(
     checkpoint: Path, windows: list[SceneWindow], front_image: Image
 ) -> None:
     """Builders, forward, loss, optimizer; `initialize` is never called in NAVSIM's training."""
-    agent = DriveFineAgent(str(checkpoint), lr=3e-3)
+    agent = DriveFineAgent(str(checkpoint), optimizer={"learning_rate": 3e-3, "action_factor": 1.0})
     inputs = [agent_input_from_window(window, front_image) for window in windows[:4]]
     scenes = [scene_from_window(window, front_image) for window in windows[:4]]
     features = [agent.get_feature_builders()[0].compute_features(agent_input) for agent_input in inputs]
@@ -138,6 +138,7 @@ def test_training_as_navsim_does_it_lowers_the_loss(
     target_batch = {name: torch.stack([t[name] for t in targets]) for name in targets[0]}
     assert not set(feature_batch) & set(target_batch)
     optimizer = agent.get_optimizers()
+    assert isinstance(optimizer, torch.optim.Optimizer)  # without Lightning the number of steps is not known
     agent.train()
     losses = []
     torch.manual_seed(0)

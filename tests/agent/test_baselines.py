@@ -1,4 +1,6 @@
 import dataclasses
+import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 from drivefine_agent.geometry.se2 import global_from_local
+from drivefine_agent.provenance import read_model_card
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -128,6 +131,35 @@ def test_mlp_plans_what_its_network_says(windows: list[SceneWindow], tmp_path: P
     poses = EgoStatusMLP(tmp_path).plan([PlanningCase(window) for window in windows[:3]])
     expected = mlp(torch.from_numpy(features[:3])).reshape(3, 8, 3).detach().numpy()
     np.testing.assert_allclose(poses, expected, rtol=1e-6)
+
+
+def test_the_mlp_command_refuses_test_scenes_and_says_what_it_learned_from(
+    navsim_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(__file__).parents[2] / "tools" / "train_ego_status_mlp.py"
+    spec = importlib.util.spec_from_file_location("train_ego_status_mlp_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, script)
+    spec.loader.exec_module(script)
+    config = script.TrainEgoStatusMLPConfig(
+        output_dir=str(tmp_path),
+        experiment_name="mlp",
+        train_test_split="synth_one_stage",
+        validation_split="synth_one_stage",
+        dataset_root=str(navsim_mini),
+        mlp=EgoStatusMLPConfig(hidden_dim=16, num_epochs=1),
+    )
+    with pytest.raises(DataError, match="training must not see test data"):
+        script.train(config)
+    assert not list(tmp_path.iterdir())
+    consent = {"allow_test_split": True, "i_train_on_test_tokens_of": "synth_one_stage"}
+    script.train(dataclasses.replace(config, **consent))
+    card = read_model_card(tmp_path)
+    assert card is not None
+    assert (card["data"]["stage"], card["data"]["num_tokens"]) == ("ego_status_mlp", 24)
+    assert "synth_one_stage" in card["data"]["test_data"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "config", "weights"])

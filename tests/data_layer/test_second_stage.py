@@ -99,7 +99,7 @@ def test_window_is_four_frames_of_history_with_rendered_cameras_only(windows, na
     assert (np.diff(poses[:, 0]) > 0).all()
     assert not poses[3].any()
     sensors = navsim_mini / "navhard_two_stage" / "sensor_blobs"
-    image = read_image(sensors, window.current.cameras["CAM_F0"].data_path, any_size=True)
+    image = read_image(sensors, window.current.cameras["CAM_F0"].data_path)
     assert image.shape == (270, 480, 3)
 
 

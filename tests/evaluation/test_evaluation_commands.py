@@ -24,6 +24,7 @@ from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_sp
 from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, run_evaluation
 from drivefine_agent.evaluation.outcomes import FINAL, read_predictions
 from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
+from drivefine_agent.provenance import as_record, training_data, write_card
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCacheWriter
 
@@ -165,6 +166,40 @@ def test_a_retrained_checkpoint_is_evaluated_anew(
         files = run_evaluation(Human(), scenes.windows[:4], settings, agent)
         taken_over.append(json.loads(files.summary.read_text())["num_taken_over"])
     assert taken_over == [0, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("test_data", "line"),
+    [
+        ({}, "trained on   sft navtrain: 85,109 tokens (as many as navtrain has in NAVSIM's train_logs"),
+        ({"navtest": "3 of its tokens"}, "of 103,288; TRAINED ON TEST DATA: navtest\n"),
+    ],
+)
+def test_an_evaluation_says_what_the_checkpoint_learned_from(
+    scenes: SplitScenes,
+    scene_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    test_data: dict[str, str],
+    line: str,
+) -> None:
+    """A card as a run on part of navtrain leaves it."""
+    tokens = [f"{number:016x}" for number in range(85_109)]
+    data = training_data("sft", "navtrain", tokens, 103_288, {}, test_data, ())
+    write_card(tmp_path / "model", {"data": as_record(data)})
+    agent = {"_target_": "human", "checkpoint_path": str(tmp_path / "model")}
+    settings = EvaluationSettings(
+        "navsim_v1", scenes.sensor_path, tmp_path, None, scene_cache, show_progress=False
+    )
+    files = run_evaluation(Human(), scenes.windows[:2], settings, agent)
+    (record,) = json.loads(files.summary.read_text())["training_data"]
+    assert (record["num_tokens"], record["test_data"]) == (85_109, test_data)
+    evaluate_tool().print_results("human", files, has_checkpoint=True)
+    assert line in capsys.readouterr().out
+    (tmp_path / "model" / "provenance.json").unlink()
+    files = run_evaluation(Human(), scenes.windows[:2], settings, agent)
+    evaluate_tool().print_results("human", files, has_checkpoint=True)
+    assert "trained on   not recorded" in capsys.readouterr().out
 
 
 def test_predictions_hold_what_was_scored(

@@ -160,7 +160,7 @@ def make_engine(planner: Planner, job: Job) -> Engine:
 def provenance(job: Job) -> Provenance:
     return Provenance(
         configuration={"run": {"seed": job.seed, "batch_size": job.batch_size}},
-        data={"split": "none", "num_scenes": 0, "tokens_sha256": ""},
+        data={"split": "none", "num_tokens": 0, "tokens_sha256": ""},
         parent={"path": "none", "weights_sha256": ""},
         reward_weights={"progress": 5.0},
         seeds={"run": job.seed},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from drivefine_agent.agent import DriveFineAgent
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
+from drivefine_agent.provenance import all_training_data, as_record, describe, training_data, write_card
 from drivefine_agent.training.from_mapping import from_mapping
 from rl import train_grpo, train_hybrid
 from rl.config import TrainGRPOConfig, TrainHybridConfig
@@ -43,6 +46,8 @@ def settings(image_dataset: Path, scene_cache: Path, start: Path, tmp_path: Path
         "metric_cache_path": str(scene_cache),
         "dataset_root": str(image_dataset),
         "train_test_split": SPLIT,
+        "allow_test_split": True,  # its logs lie in the folder of test logs
+        "i_train_on_test_tokens_of": SPLIT,
         "max_scenes": NUM_SCENES,
         "tile_cache_path": str(tmp_path.parent / "tiles"),
         "rollout": {"num_samples": 4, "num_refined": 2, "num_denoising_steps": 4},
@@ -114,7 +119,44 @@ def test_a_hybrid_run_trains_both_experts_and_nothing_of_vision(
     assert first["generator/entropy"] > 0.0
     card = json.loads((Path(config.output_dir) / "model" / "provenance.json").read_text())
     assert card["step"] == 2
-    assert card["data"]["num_scenes"] == NUM_SCENES
+    assert card["data"]["num_tokens"] == NUM_SCENES
+
+
+def test_the_card_carries_over_what_the_parent_learned_from(
+    settings: dict[str, Any], start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SFT on 7 tokens of navtest, then GRPO: every later use of the result says so."""
+    parent = tmp_path / "parent"
+    shutil.copytree(start, parent)
+    first = training_data("sft", "mine", list("abcdefg"), 7, {}, {"navtest": "7 of its tokens"}, ())
+    write_card(parent, {"data": as_record(first), "parent": None})
+    config = _config(train_grpo, settings | {"checkpoint_path": str(parent)})
+    train_grpo.train(replace(config, run=replace(config.run, max_steps=1)))
+    model = Path(config.output_dir) / "model"
+    for folder in (model, model.parent / "checkpoints" / "0000001"):
+        card = json.loads((folder / "provenance.json").read_text())
+        sft, grpo = all_training_data(card)
+        assert sft is not None
+        assert (sft["split"], sft["num_tokens"]) == ("mine", 7)
+        assert grpo is not None
+        assert (grpo["stage"], grpo["split"], grpo["num_tokens"]) == ("grpo", SPLIT, NUM_SCENES)
+        assert grpo["left_out"] == {"max_scenes": 20}
+        assert len(card["parent"]["weights_sha256"]) == 64
+    assert describe(all_training_data(card)) == (
+        f"sft mine: 7 tokens; grpo {SPLIT}: 4 tokens of 24; "
+        f"TRAINED ON TEST DATA: navtest, {SPLIT}, synth_two_stage"
+    )
+    caplog.clear()
+    DriveFineAgent(checkpoint_path=str(model.parent)).initialize()
+    (record,) = caplog.records
+    assert "TRAINED ON TEST DATA (navtest" in record.message
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_test_scenes_are_refused(script: ModuleType, settings: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="training must not see test data"):
+        script.train(_config(script, settings | {"i_train_on_test_tokens_of": None}))
+    assert not Path(settings["output_dir"]).exists()
 
 
 def test_a_grpo_run_leaves_the_refiner_alone(settings: dict[str, Any], start: Path) -> None:

@@ -58,6 +58,8 @@ def debug_settings(image_dataset: Path, tmp_path: Path) -> dict[str, Any]:
         "dataset_root": str(image_dataset),
         "train_test_split": SPLIT,
         "validation_split": SPLIT,
+        "allow_test_split": True,  # its logs lie in the folder of test logs
+        "i_train_on_test_tokens_of": SPLIT,
         "max_validation_scenes": 6,
         "tile_cache_path": str(tmp_path.parent / "tiles"),
         "model": {"preset": "debug", "overrides": overrides},

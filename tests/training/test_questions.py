@@ -43,7 +43,7 @@ def questions(planner: Planner, tmp_path_factory: pytest.TempPathFactory) -> Que
         records.append(question_record(number, f"{name}.jpg", turns))
     write_records(folder / "qa.jsonl", records)
     file = ConversationFile(folder / "qa.jsonl", show_progress=False)
-    images = ImageSet(file.images, folder, planner.model.config.tiles, any_size=True)
+    images = ImageSet(file.images, folder, planner.model.config.tiles)
     return Questions(file, images, images, planner.prompts, LENGTHS)
 
 

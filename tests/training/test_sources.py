@@ -22,7 +22,14 @@ from drivefine_agent.training.loader import Part, StepBatches
 from drivefine_agent.training.model_choice import build_planner
 from drivefine_agent.training.questions import Questions
 from drivefine_agent.training.scenes import load_split_scenes
-from drivefine_agent.training.sources import load_sources, load_trajectories
+from drivefine_agent.training.sources import (
+    load_sources,
+    load_trajectories,
+    open_file,
+    open_sources,
+    scenes_seen,
+)
+from drivefine_agent.training.split_guard import check_sources
 from drivefine_agent.training.tile_cache import load_tiles
 
 SPLIT = "synth_one_stage"
@@ -78,7 +85,7 @@ def test_exported_trajectories_are_the_logs_but_for_rounding(
     source = SourceConfig(
         "recogdrive_trajectories", str(export("trajectories")), 1.0, _image_root(image_dataset)
     )
-    read = load_trajectories(source, planner.prompts, None, show_progress=False)
+    read = load_trajectories(open_file(source, False), planner.prompts, None, show_progress=False)
     assert read.tokens == direct.tokens
     error = np.abs(read.poses - direct.poses)
     # Half a hundredth, or a number up to 0.015 that is written as 0.0.
@@ -95,7 +102,7 @@ def test_base_questions_are_refused_by_a_model_that_reads_velocities(
     path = export("trajectories", "base")
     source = SourceConfig("recogdrive_trajectories", str(path), 1.0, _image_root(image_dataset))
     with pytest.raises(DataError, match=r"trajectories\.jsonl, line 1: expected velocity and acceleration"):
-        load_trajectories(source, planner.prompts, None, show_progress=False)
+        load_trajectories(open_file(source, False), planner.prompts, None, show_progress=False)
 
 
 def test_questions_are_no_trajectories_and_bad_lines_are_named(
@@ -106,18 +113,18 @@ def test_questions_are_no_trajectories_and_bad_lines_are_named(
     with pytest.raises(
         DataError, match=r"questions\.jsonl, line 1: expected one question .* found 2: is this"
     ):
-        load_trajectories(source, planner.prompts, None, show_progress=False)
+        load_trajectories(open_file(source, False), planner.prompts, None, show_progress=False)
     file = export("trajectories")
     lines = file.read_text().splitlines()
     lines[4] = lines[4].replace("[PT, ", "[PT, (")
     file.write_text("\n".join(lines))
     source = replace(source, path=str(file))
     with pytest.raises(DataError, match=r"trajectories\.jsonl, line 5: expected 8 triples"):
-        load_trajectories(source, planner.prompts, None, show_progress=False)
+        load_trajectories(open_file(source, False), planner.prompts, None, show_progress=False)
     lines[4] = lines[5].replace("CAM_F0/", "CAM_F0/gone")
     file.write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"cannot read image .*gone.* image_root"):
-        load_trajectories(source, planner.prompts, None, show_progress=False)
+        load_trajectories(open_file(source, False), planner.prompts, None, show_progress=False)
 
 
 def _mixed(config: TrainSFTConfig, export: Any, dataset: Path) -> TrainSFTConfig:
@@ -147,7 +154,9 @@ def test_loader_processes_and_resumption_change_no_bit(
     tiles = Path(str(debug_config.tile_cache_path))  # decoding full-size images takes long
     assert direct.images is not None
     direct = replace(direct, tiles=load_tiles(tiles, direct.images, show_progress=False))
-    sources = load_sources(config, planner.prompts, tiles, direct, show_progress=False)
+    split = load_split_scenes(config.paths, SPLIT, show_progress=False)
+    opened = open_sources(config, split, show_progress=False)
+    sources = load_sources(opened, planner.prompts, tiles, (16, 48), direct, show_progress=False)
     augmentation = AugmentationConfig(mirror_probability=0.5, light_jitter=0.2)
     batches = StepBatches(sources, config.data.ratios, 8, 0, "generator", augmentation)
     assert batches.mixture.visits == (24, 12, 12)
@@ -177,10 +186,45 @@ def test_sources_of_a_configuration_in_order(
     export: Any, image_dataset: Path, debug_config: TrainSFTConfig, planner: Planner, direct: Demonstrations
 ) -> None:
     config = _mixed(debug_config, export, image_dataset)
-    first, second, third = load_sources(config, planner.prompts, None, direct, show_progress=False)
+    split = load_split_scenes(config.paths, SPLIT, show_progress=False)
+    opened = open_sources(config, split, show_progress=False)
+    first, second, third = load_sources(opened, planner.prompts, None, (16,), direct, show_progress=False)
     assert first is direct
     assert isinstance(second, Demonstrations)
     assert isinstance(third, Questions)
     assert config.data.uses_split
     assert not replace(config.data, sources=config.data.sources[1:]).uses_split
-    assert load_sources(debug_config, planner.prompts, None, direct) == [direct]
+    assert open_sources(debug_config, split) == [split]
+
+
+def test_files_are_compared_with_test_data_too(
+    export: Any, image_dataset: Path, debug_config: TrainSFTConfig, tmp_path: Path
+) -> None:
+    """By tokens where a file has them, and by the logs that its images' folders name."""
+    config = _mixed(debug_config, export, image_dataset)
+    split = load_split_scenes(config.paths, SPLIT, show_progress=False)
+    seen = scenes_seen(open_sources(config, split, show_progress=False), split)
+    assert [scenes.name for scenes in seen] == [SPLIT, "trajectories.jsonl", "questions.jsonl"]
+    assert seen[1].tokens == split.tokens
+    assert seen[1].logs == seen[2].logs == split.logs
+    only_files = replace(config, data=replace(config.data, sources=config.data.sources[1:]))
+    assert len(scenes_seen(open_sources(only_files, None, show_progress=False), None)) == 2
+    logs = sorted(split.logs)
+    folder = tmp_path / "splits" / "train_test_split"
+    folder.mkdir(parents=True)
+    (folder / "navtest.yaml").write_text(
+        f"data_split: test\nscene_filter:\n  log_names: [{logs[0]}]\n  num_history_frames: 4\n"
+        "  num_future_frames: 10\n  has_route: true\n"
+    )
+    nowhere = replace(config.paths, navsim_log_path=tmp_path, splits=tmp_path / "none")
+    listed = replace(nowhere, splits=tmp_path / "splits")
+    elsewhere = replace(split, name="other", data_split="trainval", windows=())
+    with pytest.raises(
+        DataError, match=r"questions\.jsonl' has some: navtest \(0 of its tokens, 1 of its logs"
+    ):
+        check_sources(seen[1:], elsewhere, listed, config)
+    data = check_sources(seen[1:], elsewhere, nowhere, config).training_data("sft")
+    assert data.split == "trajectories.jsonl + questions.jsonl"
+    assert data.test_data == {}
+    # The trajectories are the split's scenes again; the questions name images.
+    assert data.num_tokens == 2 * len(split.tokens)

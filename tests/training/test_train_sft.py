@@ -1,5 +1,6 @@
 """The whole script on a debug model: runs, stops, goes on, and ends where an unbroken run ends."""
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from drivefine_agent.data.recogdrive import Turn, question_record, write_records
+from drivefine_agent.data.splits import load_split
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import AugmentationConfig, DataConfig, SourceConfig, TrainSFTConfig
@@ -132,6 +134,41 @@ def test_run_writes_a_model_that_plans_and_the_numbers_of_all_phases(
     assert groups == {*phases, *(f"{name}_validation" for name in phases)}
     assert result.refined_displacement_m == lines[-1]["refined_displacement_m"]
     assert list((folder / "tensorboard").iterdir())
+
+
+def test_every_checkpoint_says_which_tokens_it_learned_from(
+    script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refiner = replace(debug_config.refiner, num_epochs=0)
+    perception = replace(debug_config.perception, num_epochs=0)
+    generator = replace(debug_config.generator, num_epochs=1, pairs_per_scene=1)
+    config = replace(debug_config, refiner=refiner, perception=perception, generator=generator)
+    with monkeypatch.context() as patch:
+        _stop_before(patch, "generator", 2)
+        with pytest.raises(KeyboardInterrupt):
+            script.train(config)
+    (half_way,) = (Path(config.output_dir) / "checkpoints").iterdir()
+    cards = [json.loads((half_way / "provenance.json").read_text())]
+    script.train(config)
+    cards.append(json.loads((Path(config.output_dir) / "model" / "provenance.json").read_text()))
+    split = load_split(config.train_test_split, [config.paths.splits])
+    digest = hashlib.sha256("\n".join(sorted(split.scene_filter.tokens or ())).encode()).hexdigest()
+    for card in cards:
+        data = card["data"]
+        assert (data["stage"], data["split"], data["num_tokens"]) == ("sft", "synth_one_stage", 24)
+        assert data["tokens_sha256"] == digest
+        assert list(data["test_data"]) == ["synth_one_stage", "synth_two_stage"]
+        assert card["validation"]["num_tokens_in_training"] == card["validation"]["num_tokens"] == 6
+        assert card["parent"] is None
+
+
+def test_test_scenes_are_refused_before_anything_is_trained(
+    script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Phase, "update", lambda *_: pytest.fail("trained"))
+    with pytest.raises(DataError, match="training must not see test data"):
+        script.train(replace(debug_config, allow_test_split=False))
+    assert not Path(debug_config.output_dir).exists()
 
 
 def test_refiner_training_leaves_the_generator_alone(

@@ -1,0 +1,42 @@
+"""One model per process: agents that plan with the same weights share them.
+
+NAVSIM's thread pool makes an agent for every chunk of logs; without this each would load its own 18 GB. A
+planner is kept as long as an agent uses it. Planning only reads the weights, so threads may do it at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from pathlib import Path
+
+import torch
+
+from drivefine_agent.planner import Planner
+
+_lock = threading.Lock()
+_planners: weakref.WeakValueDictionary[tuple[Path, int, str, torch.dtype], Planner] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def shared_planner(folder: Path, device: torch.device, dtype: torch.dtype) -> Planner:
+    """The process's planner for a checkpoint, loaded when first asked for. Not for training.
+
+    Args:
+      folder: of the model; loaded again where its configuration file has been written anew.
+      device: where it runs.
+      dtype: of the weights.
+
+    Raises:
+      DataError: the folder holds no checkpoint.
+    """
+    config = folder / "config.json"
+    written = config.stat().st_mtime_ns if config.is_file() else 0
+    key = (folder.resolve(), written, str(device), dtype)
+    with _lock:
+        planner = _planners.get(key)
+        if planner is None:
+            planner = Planner.from_pretrained(folder, device=device, dtype=dtype)
+            _planners[key] = planner
+        return planner

@@ -1,0 +1,158 @@
+"""What NAVSIM's `run_training.py` needs beyond planning: losses, optimizer, schedule, our own checkpoint.
+
+NAVSIM wraps an agent in a Lightning module of its own, so the loop, devices, precision and gradient clipping
+are Lightning's (`trainer.params`). The losses, the optimizer's groups and the schedule are those of
+tools/train_sft.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from drivefine_agent.features import trim_contexts
+from drivefine_agent.planner import Planner
+from drivefine_agent.training.config import RefinerConfig
+from drivefine_agent.training.demonstrations import Batch
+from drivefine_agent.training.objectives import Instructions, generator_loss, refiner_loss
+from drivefine_agent.training.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
+from drivefine_agent.training.phase import LANGUAGE_PARTS, REFINER_PARTS, VISION_PARTS, trained_parameters
+from drivefine_agent.training.seeds import generator_for
+
+ObjectiveName = Literal["generator", "refiner"]
+_PARTS: dict[str, tuple[str, ...]] = {
+    "generator": (*VISION_PARTS, *LANGUAGE_PARTS),
+    "refiner": REFINER_PARTS,
+}
+
+
+class NavsimTraining:
+    """The state of a training run inside NAVSIM."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        objective: ObjectiveName,
+        optimizer: Mapping[str, Any],
+        label_smoothing_bins: float,
+        seed: int,
+    ) -> None:
+        """Freezes what the objective does not train: data-parallel training wants a gradient for all else.
+
+        Args:
+          planner: whose model is trained.
+          objective: which expert to train.
+          optimizer: fields of OptimizerConfig.
+          label_smoothing_bins: width of the targets [bins].
+          seed: of masks and spoilt answers.
+
+        Raises:
+          ValueError: unknown objective, or the model has no refinement expert to train.
+        """
+        if objective not in _PARTS:
+            raise ValueError(f"objective must be one of {', '.join(_PARTS)}, got {objective!r}")
+        if objective == "refiner" and planner.model.config.n_refine == 0:
+            raise ValueError("objective=refiner needs a refinement expert, but this model has n_refine=0")
+        self.planner = planner
+        self.objective = objective
+        self.label_smoothing_bins = label_smoothing_bins
+        self.config = OptimizerConfig(**optimizer)
+        self.seed = seed
+        self.num_steps: int | None = None
+        """Optimizer steps of the whole run; the callback asks Lightning before the optimizer is built."""
+        self._random: torch.Generator | None = None
+        parameters, _ = trained_parameters(planner.model, _PARTS[objective])
+        trained = {id(parameter) for parameter in parameters.values()}
+        for parameter in planner.model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+    def loss(self, features: dict[str, Tensor], targets: dict[str, Tensor], is_validation: bool) -> Tensor:
+        """() loss of a batch: `generator_loss` or `refiner_loss` of training/objectives.py.
+
+        Args:
+          features: of `DriveFineFeatureBuilder`, batched, on the model's device.
+          targets: of `TokenizedTrajectoryTargetBuilder`, batched.
+          is_validation: draw the same masks in every epoch, so that epochs compare.
+        """
+        planner = self.planner
+        context_ids, lengths = trim_contexts(features)
+        poses = targets["drivefine_poses"].double().cpu().numpy()
+        batch = Batch(
+            features["drivefine_tiles"], context_ids, lengths, targets["drivefine_actions"], poses
+        ).to(planner.device)
+        instructions = Instructions(planner.prompts, planner.device)
+        generator = generator_for(self.seed, "navsim validation", 0) if is_validation else self._generator()
+        if self.objective == "refiner":
+            config = RefinerConfig(label_smoothing_bins=self.label_smoothing_bins)
+            return refiner_loss(
+                planner.model, batch, instructions, planner.action_tokenizer, config, generator
+            ).total
+        return generator_loss(
+            planner.model,
+            batch,
+            instructions.predict,
+            generator,
+            label_smoothing_bins=self.label_smoothing_bins,
+        ).total
+
+    def optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
+        """The optimizer; with a warm-up and a cosine per step where the number of steps is known."""
+        parameters, kinds = trained_parameters(self.planner.model, _PARTS[self.objective])
+        optimizer = build_optimizer(parameters, kinds.__getitem__, self.config)
+        if self.num_steps is None:
+            return optimizer
+        num_steps, config = self.num_steps, self.config
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                min(step, num_steps), num_steps, config.warmup_share, config.final_share
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def save(self, folder: Path) -> None:
+        """Writes the model, whole or not at all; a trained generator also becomes the refiner's start."""
+        if self.objective == "generator" and self.planner.model.config.n_refine > 0:
+            self.planner.model.backbone.copy_generation_to_refinement()
+        part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self.planner.save_pretrained(part)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def callbacks(self) -> list[Any]:
+        """Lightning's callbacks: the number of steps at the start, the model after every epoch.
+
+        Raises:
+          ImportError: pytorch_lightning, which NAVSIM brings, is not there.
+        """
+        from pytorch_lightning import Callback
+
+        training = self
+
+        class DriveFineCallback(Callback):  # type: ignore[misc,unused-ignore]
+            def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+                training.num_steps = int(trainer.estimated_stepping_batches)
+
+            def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+                if trainer.is_global_zero:
+                    training.save(Path(trainer.default_root_dir) / "model")
+
+        return [DriveFineCallback()]
+
+    def _generator(self) -> torch.Generator:
+        """Random numbers of training, other ones on every rank."""
+        if self._random is None:
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            rank = torch.distributed.get_rank() if distributed else 0
+            self._random = generator_for(self.seed, "navsim training", rank)
+        return self._random
