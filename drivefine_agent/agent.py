@@ -50,7 +50,7 @@ from drivefine_agent.navsim_api import (
 )
 from drivefine_agent.navsim_inputs import blank_image as with_blank_image
 from drivefine_agent.navsim_inputs import observation_from_agent_input, observation_from_window
-from drivefine_agent.navsim_training import NavsimTraining, ObjectiveName
+from drivefine_agent.navsim_training import Consent, NavsimTraining, ObjectiveName
 from drivefine_agent.planner import Planner, PlanResult, plan_tokens, scene_generators
 from drivefine_agent.prompt import PromptBuilder
 from drivefine_agent.provenance import warn_of_test_data
@@ -111,6 +111,8 @@ class DriveFineAgent(AbstractAgent):
         objective: ObjectiveName = "generator",
         optimizer: Mapping[str, Any] | None = None,
         label_smoothing_bins: float = 0.0,
+        allow_test_split: bool = False,
+        i_train_on_test_tokens_of: str | None = None,
     ) -> None:
         """Holds settings only, and so can be pickled; weights are loaded by `initialize` or for training.
 
@@ -132,6 +134,8 @@ class DriveFineAgent(AbstractAgent):
           objective: what NAVSIM's training script trains, `generator` or `refiner`.
           optimizer: fields of training.optimization.OptimizerConfig, for NAVSIM's training script.
           label_smoothing_bins: width of the training targets [bins], for NAVSIM's training script.
+          allow_test_split: first consent to training on test data, see training/split_guard.py.
+          i_train_on_test_tokens_of: second consent; names the test split.
         """
         sampling = default_sampling() if trajectory_sampling is None else trajectory_sampling
         super().__init__(**base_agent_arguments(sampling))
@@ -158,6 +162,7 @@ class DriveFineAgent(AbstractAgent):
         self._objective = objective
         self._optimizer = dict(optimizer or {})
         self._label_smoothing_bins = label_smoothing_bins
+        self._consent = Consent(allow_test_split, i_train_on_test_tokens_of)
         self._planner: Planner | None = None
         self._training: NavsimTraining | None = None
         self.fallbacks = FallbackCount()
@@ -272,8 +277,9 @@ class DriveFineAgent(AbstractAgent):
 
     def _begin_training(self) -> NavsimTraining:
         if self._training is None:
-            if self._checkpoint_path is not None:
-                planner = Planner.from_pretrained(self._folder())
+            start = None if self._checkpoint_path is None else self._folder()
+            if start is not None:
+                planner = Planner.from_pretrained(start)
             elif self._preset is not None:
                 planner = build_planner(self._preset, self._seed)
             else:
@@ -283,7 +289,13 @@ class DriveFineAgent(AbstractAgent):
             self._planner = planner
             self.model = planner.model  # registered: Lightning finds its parameters here
             self._training = NavsimTraining(
-                planner, self._objective, self._optimizer, self._label_smoothing_bins, self._seed
+                planner,
+                self._objective,
+                self._optimizer,
+                self._label_smoothing_bins,
+                self._seed,
+                start,
+                self._consent,
             )
         return self._training
 

@@ -10,26 +10,40 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from drivefine_agent.data.dataset_paths import DatasetPaths, navsim_split_folders
+from drivefine_agent.errors import DataError
 from drivefine_agent.features import trim_contexts
+from drivefine_agent.navsim_api import find_navsim
 from drivefine_agent.planner import Planner
+from drivefine_agent.provenance import TrainingData, as_record, parent_record, write_card
 from drivefine_agent.training.config import RefinerConfig
 from drivefine_agent.training.demonstrations import Batch
 from drivefine_agent.training.objectives import Instructions, generator_loss, refiner_loss
 from drivefine_agent.training.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
 from drivefine_agent.training.phase import LANGUAGE_PARTS, REFINER_PARTS, VISION_PARTS, trained_parameters
 from drivefine_agent.training.seeds import generator_for
+from drivefine_agent.training.split_guard import Samples, check_samples, log_training_data
 
 ObjectiveName = Literal["generator", "refiner"]
 _PARTS: dict[str, tuple[str, ...]] = {
     "generator": (*VISION_PARTS, *LANGUAGE_PARTS),
     "refiner": REFINER_PARTS,
 }
+
+
+@dataclass(frozen=True)
+class Consent:
+    """To training on test data, given twice; see training/split_guard.py."""
+
+    allow_test_split: bool = False
+    i_train_on_test_tokens_of: str | None = None
 
 
 class NavsimTraining:
@@ -42,6 +56,8 @@ class NavsimTraining:
         optimizer: Mapping[str, Any],
         label_smoothing_bins: float,
         seed: int,
+        started_from: Path | None,
+        consent: Consent,
     ) -> None:
         """Freezes what the objective does not train: data-parallel training wants a gradient for all else.
 
@@ -51,6 +67,8 @@ class NavsimTraining:
           optimizer: fields of OptimizerConfig.
           label_smoothing_bins: width of the targets [bins].
           seed: of masks and spoilt answers.
+          started_from: folder of the checkpoint; None: random weights.
+          consent: to training on test data.
 
         Raises:
           ValueError: unknown objective, or the model has no refinement expert to train.
@@ -66,6 +84,10 @@ class NavsimTraining:
         self.seed = seed
         self.num_steps: int | None = None
         """Optimizer steps of the whole run; the callback asks Lightning before the optimizer is built."""
+        self.data: TrainingData | None = None
+        """What is learned from; set by the callback."""
+        self.started_from = started_from
+        self.consent = consent
         self._random: torch.Generator | None = None
         parameters, _ = trained_parameters(planner.model, _PARTS[objective])
         trained = {id(parameter) for parameter in parameters.values()}
@@ -116,6 +138,24 @@ class NavsimTraining:
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def check_data(self, dataset: Any) -> None:
+        """Refuses test data unless told twice, and notes what is learned from.
+
+        Args:
+          dataset: NAVSIM's `Dataset` or `CacheOnlyDataset`.
+
+        Raises:
+          DataError: it holds test data and the consents are not both given.
+        """
+        navsim = find_navsim()
+        folders = navsim_split_folders()
+        folders += [navsim / "planning" / "script" / "config" / "common"] if navsim is not None else []
+        paths = DatasetPaths.from_environment() if os.environ.get("OPENSCENE_DATA_ROOT") else None
+        if paths is not None:
+            folders.append(paths.splits)
+        self.data = check_samples("navsim_run_training", samples_of(dataset), folders, paths, self.consent)
+        log_training_data(self.data)
+
     def save(self, folder: Path) -> None:
         """Writes the model, whole or not at all; a trained generator also becomes the refiner's start."""
         if self.objective == "generator" and self.planner.model.config.n_refine > 0:
@@ -124,13 +164,16 @@ class NavsimTraining:
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
         self.planner.save_pretrained(part)
+        if self.data is not None:
+            parent = None if self.started_from is None else parent_record(self.started_from)
+            write_card(part, {"data": as_record(self.data), "parent": parent})
         if folder.exists():
             os.replace(folder, old)
         os.replace(part, folder)
         shutil.rmtree(old, ignore_errors=True)
 
     def callbacks(self) -> list[Any]:
-        """Lightning's callbacks: the number of steps at the start, the model after every epoch.
+        """Lightning's callbacks: number of steps and training data at the start, the model after every epoch.
 
         Raises:
           ImportError: pytorch_lightning, which NAVSIM brings, is not there.
@@ -142,6 +185,7 @@ class NavsimTraining:
         class DriveFineCallback(Callback):  # type: ignore[misc,unused-ignore]
             def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
                 training.num_steps = int(trainer.estimated_stepping_batches)
+                training.check_data(trainer.train_dataloader.dataset)
 
             def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
                 if trainer.is_global_zero:
@@ -156,3 +200,24 @@ class NavsimTraining:
             rank = torch.distributed.get_rank() if distributed else 0
             self._random = generator_for(self.seed, "navsim training", rank)
         return self._random
+
+
+def samples_of(dataset: Any) -> Samples:
+    """Tokens and logs of a training set of NAVSIM, from scenes or from its cache of features.
+
+    Raises:
+      DataError: it is neither.
+    """
+    name = type(dataset).__name__
+    if hasattr(dataset, "_scene_loader"):
+        by_log = dataset._scene_loader.get_tokens_list_per_log()
+        tokens = [token for tokens in by_log.values() for token in tokens]
+        return Samples(name, frozenset(tokens), frozenset(by_log))
+    if hasattr(dataset, "_valid_cache_paths"):  # token -> <cache>/<log>/<token>
+        folders = dataset._valid_cache_paths
+        logs = {Path(folder).parent.name for folder in folders.values()}
+        return Samples(name, frozenset(folders), frozenset(logs))
+    raise DataError(
+        f"NAVSIM's training sets hold a scene loader or cached features, got {name}: DriveFine cannot tell "
+        "whether there are test data among its samples"
+    )

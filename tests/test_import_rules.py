@@ -23,6 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("navsim_training",),
     ("baselines", "agent"),
     ("evaluation",),
+    ("doctor",),
 ]
 # Siblings that may nevertheless use each other, with the reason.
 SIBLING_EXCEPTIONS = {
@@ -40,6 +41,7 @@ AGENTS = {
     "baselines",
     "agent",
     "evaluation",
+    "doctor",
 }
 FOREIGN = {
     "torch": ABOVE_DATA | AGENTS,
@@ -47,7 +49,7 @@ FOREIGN = {
     "navsim": {"navsim_api"},
     "nuplan": {"navsim_api"},
     "pytorch_lightning": {"navsim_training"},
-    "hydra": set(),
+    "hydra": {"doctor"},  # the probe that asks Hydra what it finds
     "deepspeed": set(),
     "numba": {"scoring", "synthetic"},
 }

@@ -257,10 +257,8 @@ def load_map(maps_root: str | Path, map_name: str) -> Map:
     Raises:
       DataError: unknown name, missing or damaged file, missing layer or column.
     """
+    path = map_path(maps_root, map_name)
     map_name = _ALIASES.get(map_name, map_name)
-    if map_name not in MAP_VERSIONS:
-        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_VERSIONS)}")
-    path = Path(maps_root) / map_name / _map_version(Path(maps_root), map_name) / "map.gpkg"
     try:
         stat = path.stat()
     except OSError as error:
@@ -269,6 +267,18 @@ def load_map(maps_root: str | Path, map_name: str) -> Map:
             "<map name>/<version>/map.gpkg"
         ) from error
     return _load_cached(map_name, path.resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+def map_path(maps_root: str | Path, map_name: str) -> Path:
+    """Where the GeoPackage of a city should lie.
+
+    Raises:
+      DataError: unknown name, or the maps' index is damaged or lacks it.
+    """
+    map_name = _ALIASES.get(map_name, map_name)
+    if map_name not in MAP_VERSIONS:
+        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_VERSIONS)}")
+    return Path(maps_root) / map_name / _map_version(Path(maps_root), map_name) / "map.gpkg"
 
 
 @functools.lru_cache(maxsize=16)

@@ -73,6 +73,27 @@ def load_split_of(keys: DatasetKeys, environment: Mapping[str, str] | None = Non
     return load_split(keys.train_test_split, _split_folders(keys, paths, environment))
 
 
+def split_search_dirs(keys: DatasetKeys, environment: Mapping[str, str] | None = None) -> list[Path]:
+    """Folders in which the names of splits are looked for."""
+    environment = os.environ if environment is None else environment
+    return _split_folders(keys, _dataset_paths(keys, environment), environment)
+
+
+def second_stage_folders(
+    keys: DatasetKeys, split_name: str, environment: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
+    """Where the second stage of a split should lie: its samples and its sensor blobs.
+
+    Raises:
+      DataError: no data set is named.
+    """
+    paths = _dataset_paths(keys, os.environ if environment is None else environment)
+    return (
+        _second_stage_folder(keys, paths, "synthetic_scenes_path", split_name),
+        _second_stage_folder(keys, paths, "synthetic_sensor_path", split_name),
+    )
+
+
 def load_split_scenes(
     keys: DatasetKeys, environment: Mapping[str, str] | None = None, show_progress: bool = False
 ) -> SplitScenes:

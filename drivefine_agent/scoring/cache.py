@@ -406,6 +406,18 @@ class SceneCache(Mapping[str, ScoringScene]):
                     else "build the cache for a split that has it"
                 )
             )
+        return self._shard_with(token).load(token)
+
+    def fingerprint(self, token: str) -> int | None:
+        """Of what a scene of the cache was prepared from; None if it was not told.
+
+        Raises:
+          KeyError: if the cache does not have the scene.
+          DataError: if the file it lies in is missing or damaged.
+        """
+        return self._shard_with(token).fingerprint(token)
+
+    def _shard_with(self, token: str) -> Shard:
         name = self._shard_of[token]
         if name not in self._shards:
             shard = Shard(self.folder / name)
@@ -416,7 +428,7 @@ class SceneCache(Mapping[str, ScoringScene]):
                     f" {self.folder / name}: run tools/build_scene_cache.py again"
                 )
             self._shards[name] = shard
-        return self._shards[name].load(token)
+        return self._shards[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shard_of)

@@ -29,23 +29,6 @@ class SplitScenes:
         """Of the samples."""
         return tuple(window.token for window in self.windows)
 
-    @property
-    def logs(self) -> frozenset[str]:
-        """Names by the frames, and those of the files, should someone have renamed them."""
-        files = {window.log_path.stem for window in self.windows if window.log_path is not None}
-        return frozenset(files | {window.log_name for window in self.windows})
-
-
-@dataclass(frozen=True)
-class ListedScenes:
-    """Scenes of which no more is known than which they are: of a JSON-lines file, or of several sources."""
-
-    name: str
-    tokens: tuple[str, ...]
-    logs: frozenset[str]
-    data_split: str = ""
-    num_listed: int = 0
-
 
 def load_split_scenes(
     paths: DatasetPaths, split_name: str, max_scenes: int | None = None, show_progress: bool = True

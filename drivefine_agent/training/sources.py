@@ -22,7 +22,8 @@ from drivefine_agent.training.demonstrations import (
     make_demonstrations,
 )
 from drivefine_agent.training.questions import Questions
-from drivefine_agent.training.scenes import ListedScenes, SplitScenes, load_split_scenes
+from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
+from drivefine_agent.training.split_guard import Samples
 from drivefine_agent.training.tile_cache import ImageSet, load_tiles
 from drivefine_agent.training.visual_cache import load_visual
 
@@ -44,12 +45,12 @@ class SourceFile:
         return ImageSet(self.paths, Path(self.config.image_root), prompts.config.tiles)
 
     @property
-    def seen(self) -> ListedScenes:
+    def seen(self) -> Samples:
         """Which scenes these are: tokens, or images where the file has none; logs by the images' folders."""
-        tokens = tuple(token or path for token, path in zip(self.file.tokens, self.paths, strict=True))
+        tokens = frozenset(token or path for token, path in zip(self.file.tokens, self.paths, strict=True))
         parts = (PurePosixPath(path).parts for path in self.paths)
         logs = frozenset(folders[-3] for folders in parts if len(folders) >= 3)  # <log>/CAM_F0/<name>.jpg
-        return ListedScenes(self.file.path.name, tokens, logs, num_listed=len(tokens))
+        return Samples(self.file.path.name, tokens, logs, num_listed=len(tokens))
 
 
 def open_sources(
@@ -77,12 +78,10 @@ def open_sources(
     return opened
 
 
-def scenes_seen(
-    opened: Sequence[SplitScenes | SourceFile], split: SplitScenes | None
-) -> list[SplitScenes | ListedScenes]:
+def scenes_seen(opened: Sequence[SplitScenes | SourceFile], split: SplitScenes | None) -> list[Samples]:
     """Which scenes are learned from: those of the sources, and of the split for `perception`."""
-    seen = [source.seen if isinstance(source, SourceFile) else source for source in opened]
-    return seen if split is None or split in seen else [split, *seen]
+    seen = [source.seen if isinstance(source, SourceFile) else Samples.of(source) for source in opened]
+    return seen if split is None or any(source is split for source in opened) else [Samples.of(split), *seen]
 
 
 def load_sources(

@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from drivefine_agent.data.dataset_paths import DatasetPaths, navsim_split_folders
 from drivefine_agent.data.splits import data_split_of, load_split, split_files
 from drivefine_agent.errors import DataError
 from drivefine_agent.provenance import TrainingData, describe_size, training_data
-from drivefine_agent.training.scenes import ListedScenes, SplitScenes
+from drivefine_agent.training.scenes import SplitScenes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -67,10 +68,49 @@ class HasConsent(Protocol):
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Samples by name."""
+
+    name: str
+    """Of the split, or of whatever holds them."""
+    tokens: frozenset[str]
+    logs: frozenset[str]
+    data_split: str = ""
+    """Folder of the logs, where it is known."""
+    num_listed: int = 0
+    """Samples of the whole split: those it lists; if it lists none, those that were found."""
+
+    @classmethod
+    def of(cls, scenes: SplitScenes) -> Samples:
+        """Those of a split. Logs by the frames, and by the files, should someone have renamed them."""
+        files = {window.log_path.stem for window in scenes.windows if window.log_path is not None}
+        return cls(
+            scenes.name,
+            frozenset(window.token for window in scenes.windows),
+            frozenset(files | {window.log_name for window in scenes.windows}),
+            scenes.data_split,
+            scenes.num_listed,
+        )
+
+    @classmethod
+    def union(cls, sources: Sequence[Samples]) -> Samples:
+        """Those of several sources, the names joined."""
+        if len(sources) == 1:
+            return sources[0]
+        return cls(
+            " + ".join(samples.name for samples in sources),
+            frozenset(token for samples in sources for token in samples.tokens),
+            frozenset(log for samples in sources for log in samples.logs),
+            num_listed=sum(samples.num_listed for samples in sources),
+        )
+
+
+@dataclass(frozen=True)
 class SplitCheck:
     """What the guard found, for the log and for the checkpoints' card."""
 
-    split: SplitScenes | ListedScenes
+    split: Samples
+    """The training scenes."""
     test_data: Mapping[str, str] = field(default_factory=dict)
     """Test split -> what of it the training scenes hold; not empty only with both consents."""
     checked_against: tuple[str, ...] = ()
@@ -121,10 +161,7 @@ def log_training_data(data: TrainingData) -> None:
 
 
 def check_splits(
-    training: SplitScenes | ListedScenes,
-    held_out: SplitScenes | None,
-    paths: DatasetPaths,
-    consent: HasConsent,
+    training: SplitScenes, held_out: SplitScenes | None, paths: DatasetPaths, consent: HasConsent
 ) -> SplitCheck:
     """Compares the scenes to learn from with test data and with the scenes held out.
 
@@ -142,44 +179,59 @@ def check_splits(
       DataError: there are test data among the training scenes and the consents are not both given, or another
         split's held-out scenes are among them.
     """
-    return check_sources([training], held_out, paths, consent)
+    return check_sources([Samples.of(training)], held_out, paths, consent)
 
 
 def check_sources(
-    training: Sequence[SplitScenes | ListedScenes],
-    held_out: SplitScenes | None,
-    paths: DatasetPaths,
-    consent: HasConsent,
+    training: Sequence[Samples], held_out: SplitScenes | None, paths: DatasetPaths, consent: HasConsent
 ) -> SplitCheck:
     """As `check_splits`, for scenes to learn from that come from one or several sources.
 
     Returns:
-      What was found in all of them; `split` is their union, with the names joined.
+      What was found in all of them; `split` is their union.
     """
-    known, warnings = _known_test_splits(paths)
+    known, warnings = _known_test_splits([paths.splits, *navsim_split_folders()])
+    learned = Samples.union(training)
     found: dict[str, str] = {}
-    for scenes in training:
-        found |= {name: what for name, what in _test_data(scenes, known, paths).items() if name not in found}
-    union = training[0] if len(training) == 1 else _union(training)
-    if found:
-        _demand_consent(union, found, consent)
-        warnings.append(f"TRAINING ON TEST DATA, as told twice: {_listed(found)}. Checkpoints will say so")
+    for samples in training:
+        new = _test_data(samples, known, paths)
+        found |= {name: what for name, what in new.items() if name not in found}
+    warnings += _demand_consent(learned, found, consent)
     validation = None
     if held_out is not None:
-        validation = _compare(union, held_out)
-        validation["test_data"] = seen = _test_data(held_out, known, paths)
-        for scenes in training:
-            warnings += _judge_held_out(scenes, held_out, _compare(scenes, held_out), seen)
-    return SplitCheck(union, found, tuple(sorted(known)), validation, tuple(dict.fromkeys(warnings)))
+        kept = Samples.of(held_out)
+        validation = _compare(learned, kept)
+        validation["test_data"] = seen = _test_data(kept, known, paths)
+        for samples in training:
+            warnings += _judge_held_out(samples, kept, _compare(samples, kept), seen)
+    return SplitCheck(learned, found, tuple(sorted(known)), validation, tuple(dict.fromkeys(warnings)))
 
 
-def _union(sources: Sequence[SplitScenes | ListedScenes]) -> ListedScenes:
-    return ListedScenes(
-        " + ".join(scenes.name for scenes in sources),
-        tuple(dict.fromkeys(token for scenes in sources for token in scenes.tokens)),
-        frozenset(log for scenes in sources for log in scenes.logs),
-        num_listed=sum(scenes.num_listed for scenes in sources),
-    )
+def check_samples(
+    stage: str,
+    samples: Samples,
+    split_folders: Sequence[Path],
+    paths: DatasetPaths | None,
+    consent: HasConsent,
+) -> TrainingData:
+    """The same for samples that did not come from our own loader, as in NAVSIM's training script.
+
+    Args:
+      stage: of training, for the card.
+      samples: to learn from.
+      split_folders: where split files are looked for.
+      paths: of the dataset, whose test logs are compared by name; None where they are not known.
+      consent: of the user.
+
+    Raises:
+      DataError: there are test data among the samples and the consents are not both given.
+    """
+    known, warnings = _known_test_splits(split_folders)
+    found = _test_data(samples, known, paths)
+    for warning in [*warnings, *_demand_consent(samples, found, consent)]:
+        LOGGER.warning(warning)
+    tokens = sorted(samples.tokens)
+    return training_data(stage, samples.name, tokens, len(tokens), {}, found, sorted(known))
 
 
 # ------------------------------------------------------------------------------------------ what is test data
@@ -193,11 +245,11 @@ class _Known:
     logs: frozenset[str]
 
 
-def _known_test_splits(paths: DatasetPaths) -> tuple[dict[str, _Known], list[str]]:
+def _known_test_splits(folders: Sequence[Path]) -> tuple[dict[str, _Known], list[str]]:
     """Test splits whose files are at hand, by name, and warnings about those that cannot be read."""
     known: dict[str, _Known] = {}
     warnings = []
-    for path in split_files([paths.splits, *navsim_split_folders()]):
+    for path in split_files(folders):
         name = path.stem
         try:
             is_test = name in TEST_SPLITS or data_split_of(path) in TEST_FOLDERS
@@ -217,45 +269,45 @@ def _known_test_splits(paths: DatasetPaths) -> tuple[dict[str, _Known], list[str
     return known, warnings
 
 
-def _test_data(
-    scenes: SplitScenes | ListedScenes, known: Mapping[str, _Known], paths: DatasetPaths
-) -> dict[str, str]:
-    """Test split -> what it has to do with the scenes; the one that matters most first."""
-    own = _own_reason(scenes)
-    tokens, logs = set(scenes.tokens), scenes.logs
+def _test_data(samples: Samples, known: Mapping[str, _Known], paths: DatasetPaths | None) -> dict[str, str]:
+    """Test split -> what it has to do with the samples; the one that matters most first."""
+    own = _own_reason(samples)
     shared = {
-        name: (len(tokens & split.tokens), len(logs & split.logs))
+        name: (len(samples.tokens & split.tokens), len(samples.logs & split.logs))
         for name, split in known.items()
-        if not (own and name == scenes.name)
+        if not (own and name == samples.name)
     }
-    found = {scenes.name: own} if own else {}
+    found = {samples.name: own} if own else {}
     for name, (num_tokens, num_logs) in sorted(shared.items(), key=lambda item: item[1], reverse=True):
         if num_tokens or num_logs:
             found[name] = f"{num_tokens:,} of its tokens, {num_logs:,} of its logs"
+    if paths is None:
+        return found
     for folder, content in TEST_FOLDERS.items():
-        num_logs = len(logs & {path.stem for path in paths.logs(folder).glob("*.pkl")})
-        if num_logs and scenes.data_split != folder:
+        num_logs = len(samples.logs & {path.stem for path in paths.logs(folder).glob("*.pkl")})
+        if num_logs and samples.data_split != folder:
             found[f"navsim_logs/{folder}"] = f"{num_logs:,} logs of the same name there ({content})"
     return found
 
 
-def _own_reason(scenes: SplitScenes | ListedScenes) -> str | None:
+def _own_reason(samples: Samples) -> str | None:
     """Why a split is test data by its name or folder."""
-    reason = (TEST_SPLITS | MIXED_SPLITS).get(scenes.name)
-    if reason is None and scenes.data_split in TEST_FOLDERS:
-        return f"its logs lie in the folder {scenes.data_split}: {TEST_FOLDERS[scenes.data_split]}"
+    reason = (TEST_SPLITS | MIXED_SPLITS).get(samples.name)
+    if reason is None and samples.data_split in TEST_FOLDERS:
+        return f"its logs lie in the folder {samples.data_split}: {TEST_FOLDERS[samples.data_split]}"
     return reason
 
 
-def _demand_consent(
-    training: SplitScenes | ListedScenes, found: Mapping[str, str], consent: HasConsent
-) -> None:
+def _demand_consent(training: Samples, found: Mapping[str, str], consent: HasConsent) -> list[str]:
+    """The warning that is due where test data are trained on as told twice."""
+    if not found:
+        return []
     name = next(iter(found))
     given = [f"allow_test_split={str(consent.allow_test_split).lower()}"]
     if consent.i_train_on_test_tokens_of is not None:
         given.append(f"i_train_on_test_tokens_of={consent.i_train_on_test_tokens_of}")
     if consent.allow_test_split and consent.i_train_on_test_tokens_of == name:
-        return
+        return [f"TRAINING ON TEST DATA, as told twice: {_listed(found)}. Checkpoints will say so"]
     raise DataError(
         f"training must not see test data, but the split {training.name!r} has some: {_listed(found)}. "
         "Choose another train_test_split, such as navtrain or world_train. If you mean it, say so twice: "
@@ -272,20 +324,17 @@ def _listed(found: Mapping[str, str]) -> str:
 # ------------------------------------------------------------------------------------------ held-out scenes
 
 
-def _compare(training: SplitScenes | ListedScenes, held_out: SplitScenes) -> dict[str, Any]:
+def _compare(training: Samples, held_out: Samples) -> dict[str, Any]:
     return {
         "split": held_out.name,
-        "num_tokens": len(held_out.windows),
-        "num_tokens_in_training": len(set(training.tokens) & set(held_out.tokens)),
+        "num_tokens": len(held_out.tokens),
+        "num_tokens_in_training": len(training.tokens & held_out.tokens),
         "num_logs_in_training": len(training.logs & held_out.logs),
     }
 
 
 def _judge_held_out(
-    training: SplitScenes | ListedScenes,
-    held_out: SplitScenes,
-    shared: Mapping[str, Any],
-    test_data: Mapping[str, str],
+    training: Samples, held_out: Samples, shared: Mapping[str, Any], test_data: Mapping[str, str]
 ) -> Iterator[str]:
     """Warnings about the held-out scenes.
 
@@ -294,7 +343,7 @@ def _judge_held_out(
     """
     count, total = shared["num_tokens_in_training"], shared["num_tokens"]
     if count and training.name != held_out.name:
-        token = sorted(set(training.tokens) & set(held_out.tokens))[0]
+        token = min(training.tokens & held_out.tokens)
         raise DataError(
             f"held-out scenes must not be trained on, but {count:,} of the {total:,} of {held_out.name!r} "
             f"are among those of {training.name!r}, such as {token!r}: choose another validation_split"

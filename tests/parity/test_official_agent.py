@@ -4,6 +4,7 @@ Skipped where no NAVSIM can be imported, or this package is not installed beside
 `official_scripts.py`.
 """
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -170,10 +171,12 @@ def test_two_epochs_of_its_training_leave_a_checkpoint_that_our_tools_load(
     assert len(cached) == 2 * 18  # features and targets of three logs with six samples each
     assert sum(path.stat().st_size for path in cached) / 18 < 60_000  # uint8 tiles: 147 kB before compression
     trainer = {"max_epochs": 2, "accelerator": "cpu", "strategy": "auto", "precision": 32}
+    consent = ("agent.allow_test_split=true", "agent.i_train_on_test_tokens_of=synth_one_stage")
     navsim.run(
         dataset,
         "run_training.py",
         *chosen,
+        *consent,
         *split,
         "use_cache_without_dataset=true",
         "force_cache_computation=false",
@@ -187,6 +190,9 @@ def test_two_epochs_of_its_training_leave_a_checkpoint_that_our_tools_load(
     assert len(losses) == 2
     assert losses[1] < losses[0]
     assert Planner.from_pretrained(tmp_path / "run" / "model").model.config.n_refine > 0
+    card = json.loads((tmp_path / "run" / "model" / "provenance.json").read_text())
+    assert card["data"]["num_tokens"] == 12  # two logs
+    assert "synth_one_stage" in card["data"]["test_data"]
     run_ours(
         "evaluate.py",
         "agent=drivefine",

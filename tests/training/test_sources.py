@@ -205,11 +205,12 @@ def test_files_are_compared_with_test_data_too(
     split = load_split_scenes(config.paths, SPLIT, show_progress=False)
     seen = scenes_seen(open_sources(config, split, show_progress=False), split)
     assert [scenes.name for scenes in seen] == [SPLIT, "trajectories.jsonl", "questions.jsonl"]
-    assert seen[1].tokens == split.tokens
-    assert seen[1].logs == seen[2].logs == split.logs
+    assert seen[1].tokens == seen[0].tokens
+    assert seen[1].logs == seen[2].logs == seen[0].logs
+    assert len(seen[2].tokens) == len(split.windows)
     only_files = replace(config, data=replace(config.data, sources=config.data.sources[1:]))
     assert len(scenes_seen(open_sources(only_files, None, show_progress=False), None)) == 2
-    logs = sorted(split.logs)
+    logs = sorted(seen[0].logs)
     folder = tmp_path / "splits" / "train_test_split"
     folder.mkdir(parents=True)
     (folder / "navtest.yaml").write_text(
