@@ -7,7 +7,8 @@
 0. Perception, for models from scratch only: the vision tower learns a bird's-eye grid, in place of the
    pretraining that a real tower comes with.
 1. Generator: masked diffusion with complementary masking on the drivers' trajectories (equation 1 of the
-   paper). Trains vision tower, projector, language model and action tables.
+   paper), and on answers in words where `data.sources` has some (docs/data.md). Trains vision tower,
+   projector, language model and action tables.
 2. Refiner: its blocks start as copies of the generator's last ones and learn to turn spoilt trajectories, the
    generator's own samples among them, into the driver's. Everything else is frozen.
 
