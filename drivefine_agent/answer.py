@@ -172,6 +172,27 @@ class AnswerLogits(NamedTuple):
         )
 
 
+class TextLogits(NamedTuple):
+    """Scores of an answer in words: every slot over the whole base vocabulary of V tokens."""
+
+    scores: Tensor
+    """(..., L, V) float32, -inf where a token is no answer."""
+
+    def log_probs(self, token_ids: Tensor) -> Tensor:
+        """(..., L) log-probability of one token per slot; leading axes broadcast against the scores'."""
+        lead = torch.broadcast_shapes(token_ids.shape, self.scores.shape[:-1])
+        return _fused_log_probs(self.scores.expand(*lead, -1), token_ids.expand(lead))
+
+    def draw(self, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """As `AnswerLogits.draw`: (..., N, L) tokens and their log-probabilities at temperature 1."""
+        if self.scores.shape[-3] == uniform.shape[-2]:
+            tokens, log_probs = _inverse_cdf(self.scores, temperature, uniform[..., None])
+            return tokens.squeeze(-1), log_probs.squeeze(-1)
+        points = uniform.movedim(-2, -1).unsqueeze(-3)  # (..., 1, L, N)
+        tokens, log_probs = _inverse_cdf(self.scores, temperature, points)
+        return tokens.squeeze(-3).movedim(-1, -2), log_probs.squeeze(-3).movedim(-1, -2)
+
+
 class OpenSlotLogits(NamedTuple):
     """Logits of those slots only that a denoising step can still fill in; slot-restricted.
 

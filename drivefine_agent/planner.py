@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.cache import ContextCache
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
-from drivefine_agent.model.text_tokenizer import TextTokenizer
+from drivefine_agent.model.text_tokenizer import END_OF_TEXT, END_OF_TURN, TextTokenizer
 from drivefine_agent.model.tiles import tile_image
 from drivefine_agent.prompt import PromptBuilder, pad_contexts
 from drivefine_agent.tokenizer import ActionTokenizer
@@ -233,6 +234,54 @@ class Planner:
             generator=generator,
         )
         return self.to_result(tokens, np.array([context.num_clipped for context in contexts], dtype=np.int64))
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        questions: Sequence[str],
+        num_slots: int = 64,
+        num_steps: int | None = None,
+    ) -> list[str]:
+        """Answers in words to one question about each image, decoded greedily in order of confidence.
+
+        Only a model whose training had questions in words (`data.sources` of kind recogdrive_qa) knows how.
+
+        Args:
+          images: B (H, W, 3) uint8 RGB.
+          questions: B texts.
+          num_slots: L, one of the answer lengths of training; holds the answer and its end.
+          num_steps: denoising steps, 1 .. L; None: L, one token at a time.
+
+        Returns:
+          B texts, up to the end of the turn, or all L tokens where there is none.
+
+        Raises:
+          ValueError: no question, or not one per image.
+        """
+        if not questions or len(images) != len(questions):
+            raise ValueError(
+                f"answer needs one question per image, got {len(questions)} and {len(images)} images"
+            )
+        config: DriveFineConfig = self.model.config
+        tiles = self._tensor(np.stack([tile_image(image, config.tiles) for image in images]))
+        contexts = [self.prompts.question_context(question) for question in questions]
+        ids, lengths = pad_contexts(contexts, config.text_config.pad_token_id or 0)
+        prompt = self.model.prefill(
+            tiles,
+            self._tensor(ids),
+            self._tensor(self.prompts.instruction("answer")),
+            context_lengths=None if lengths is None else self._tensor(lengths),
+        )
+        options = DecodingOptions(num_steps=num_steps or num_slots, answer_length=num_slots, refine=False)
+        trace = decode(
+            lambda tokens: self.model.text_logits(prompt, tokens), len(questions), options, self.device
+        )
+        ends = {self.text_tokenizer.id_of(END_OF_TURN), self.text_tokenizer.id_of(END_OF_TEXT)}
+        return [
+            self.text_tokenizer.decode(itertools.takewhile(lambda token: token not in ends, row))
+            for row in trace.actions[:, 0].tolist()
+        ]
 
     def to_result(self, tokens: PlanTokens, num_clipped_inputs: NDArray[np.int64]) -> PlanResult:
         """Poses and numpy arrays of decoded tokens."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivefine_agent.constants import DRIVING_COMMANDS, NUM_HISTORY_FRAMES
+from drivefine_agent.data.driving_text import COMMAND_TEXT, format_numbers
 from drivefine_agent.data.types import Observation
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER
@@ -30,14 +31,7 @@ from drivefine_agent.model.text_tokenizer import (
 )
 from drivefine_agent.tokenizer import ActionTokenizer
 
-Task = Literal["predict", "refine"]
-
-COMMAND_TEXT = {
-    "left": "[TURN LEFT]",
-    "straight": "[GO STRAIGHT]",
-    "right": "[TURN RIGHT]",
-    "unknown": "[UNKNOWN]",
-}
+Task = Literal["predict", "refine", "answer"]
 
 _SYSTEM = (
     "You plan the motion of a car for the next 4 seconds. You see its front camera, its own motion over the "
@@ -46,15 +40,18 @@ _SYSTEM = (
     "comfortable, (6) follows the direction of traffic. Others do not react to it; a controller drives it."
 )
 
+_ANSWER_SYSTEM = "You see what the front camera of a car sees and answer questions about driving."
+
 INSTRUCTIONS: dict[str, dict[str, str]] = {
     "full": {
         "predict": "\nPredict the 8 future trajectory points (x, y, heading) of the next 4 seconds, "
         "0.5 s apart.",
         "refine": "\nRefine the predicted trajectory of 8 points (x, y, heading) in place.",
+        "answer": "",
     },
-    "short": {"predict": "predict", "refine": "refine"},
+    "short": {"predict": "predict", "refine": "refine", "answer": ""},
 }
-"""By wording and task."""
+"""By wording and task. `answer` is for questions in words: the context ends with the question itself."""
 
 
 class ContextIds(NamedTuple):
@@ -87,6 +84,16 @@ class PromptBuilder:
         """
         pieces = _short_pieces if self.config.prompt_wording == "short" else _full_pieces
         return self._to_ids(pieces(_checked(observation), self.config.prompt_type == "vel_and_acc"))
+
+    def question_context(self, question: str) -> NDArray[np.int64]:
+        """(C,) token ids of an image and a question about it, one `IMAGE_PLACEHOLDER` before the question.
+
+        Use with `instruction("answer")`. The image's column is the same for all questions.
+        """
+        if self.config.prompt_wording == "short":
+            return self._to_ids([START_OF_TEXT, None, question]).ids
+        opening = f"{START_OF_TEXT}{_header('system')}{_ANSWER_SYSTEM}{END_OF_TURN}{_header('user')}"
+        return self._to_ids([opening, None, f"\n{question}"]).ids
 
     def instruction(self, task: Task) -> NDArray[np.int64]:
         """(P1,) token ids of a task's instruction, the end of the user's turn and the reply's header.
@@ -153,16 +160,6 @@ class _Numbers(NamedTuple):
 
 _Piece = str | _Numbers | None
 """Text, numbers, or the image (None)."""
-
-
-def format_number(value: float) -> str:
-    """Explicit sign and two decimals; 0.0 where the rounded magnitude is at most 0.01."""
-    return "0.0" if abs(round(value, 2)) <= 0.01 else f"{value:+.2f}"
-
-
-def format_numbers(values: Sequence[float] | NDArray[np.float64]) -> str:
-    """`(+1.23, 0.0, -0.45)`."""
-    return "(" + ", ".join(format_number(float(v)) for v in values) + ")"
 
 
 def pad_contexts(

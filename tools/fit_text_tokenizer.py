@@ -14,10 +14,11 @@ from typing import cast
 
 import numpy as np
 
+from drivefine_agent.data.driving_text import COMMAND_TEXT
 from drivefine_agent.data.types import Observation
 from drivefine_agent.model.config import DriveFineConfig, PromptWording
 from drivefine_agent.model.text_tokenizer import TINY_TOKENIZER_FILE, TextTokenizer, train_text_tokenizer
-from drivefine_agent.prompt import COMMAND_TEXT, INSTRUCTIONS, PromptBuilder
+from drivefine_agent.prompt import INSTRUCTIONS, PromptBuilder
 
 
 def prompt_texts(num_random: int = 200, seed: int = 0) -> Iterator[str]:

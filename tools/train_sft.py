@@ -7,7 +7,8 @@
 0. Perception, for models from scratch only: the vision tower learns a bird's-eye grid, in place of the
    pretraining that a real tower comes with.
 1. Generator: masked diffusion with complementary masking on the drivers' trajectories (equation 1 of the
-   paper). Trains vision tower, projector, language model and action tables.
+   paper), and on answers in words where `data.sources` has some (docs/data.md). Trains vision tower,
+   projector, language model and action tables.
 2. Refiner: its blocks start as copies of the generator's last ones and learn to turn spoilt trajectories, the
    generator's own samples among them, into the driver's. Everything else is frozen.
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ from drivefine_agent.provenance import as_record, parent_record, write_card
 from drivefine_agent.training.config import TrainSFTConfig
 from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
 from drivefine_agent.training.from_mapping import from_mapping
+from drivefine_agent.training.loader import StepBatches
 from drivefine_agent.training.metrics import MetricLog
 from drivefine_agent.training.model_choice import build_planner
 from drivefine_agent.training.objectives import (
     Instructions,
-    generator_loss,
+    mean_over_examples,
     perception_loss,
     refiner_loss,
+    sft_loss,
 )
 from drivefine_agent.training.phase import (
     LANGUAGE_PARTS,
@@ -56,10 +59,12 @@ from drivefine_agent.training.phase import (
     batch_order,
     num_epoch_steps,
 )
+from drivefine_agent.training.questions import Questions
 from drivefine_agent.training.run_folder import claim_run_folder
 from drivefine_agent.training.scenes import load_split_scenes
 from drivefine_agent.training.seeds import generator_for
-from drivefine_agent.training.split_guard import SplitCheck, check_splits, log_training_data
+from drivefine_agent.training.sources import Source, keep_visual, load_sources, open_sources, scenes_seen
+from drivefine_agent.training.split_guard import SplitCheck, check_sources, log_training_data
 from drivefine_agent.training.validation import Validation, validate
 
 LOGGER = logging.getLogger(__name__)
@@ -70,9 +75,12 @@ Card = Mapping[str, Any]
 
 def train(config: TrainSFTConfig) -> Validation | None:
     """All phases; returns the refined model's validation, None where the refiner was not trained."""
-    train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
+    train_scenes = None
+    if config.data.uses_split or config.perception.num_epochs > 0:
+        train_scenes = load_split_scenes(config.paths, config.train_test_split, config.max_scenes)
     held_out_scenes = load_split_scenes(config.paths, config.validation_split, config.max_validation_scenes)
-    check = check_splits(train_scenes, held_out_scenes, config.paths, config)
+    opened = open_sources(config, train_scenes)
+    check = check_sources(scenes_seen(opened, train_scenes), held_out_scenes, config.paths, config)
     check.log_warnings()
     output = Path(config.output_dir)
     claim_run_folder(output, asdict(config))
@@ -81,19 +89,24 @@ def train(config: TrainSFTConfig) -> Validation | None:
 
     planner = build_planner(config.model, config.run.seed, config.run.device)
     instructions = Instructions(planner.prompts, config.run.device)
-    tiles = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
+    cache = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
+    tiles = cache if config.data.cache_tiles else None
     card = training_card(config, check)
-    demonstrations = load_demonstrations(train_scenes, planner.prompts, tiles)
+    demonstrations = None
+    if train_scenes is not None:
+        demonstrations = load_demonstrations(train_scenes, planner.prompts, tiles)
     held_out = load_demonstrations(held_out_scenes, planner.prompts, tiles)
-    report_data(demonstrations, held_out)
+    sources = load_sources(opened, planner.prompts, tiles, config.data.answer_lengths, demonstrations)
+    report_data(sources, held_out)
 
     metrics = MetricLog(output)
     if config.perception.num_epochs > 0 and planner.model.perception is not None:
+        assert demonstrations is not None
         train_perception(config, planner, demonstrations, held_out, metrics, card)
-    train_generator(config, planner, instructions, demonstrations, held_out, metrics, card)
+    train_generator(config, planner, instructions, sources, held_out, metrics, card, cache)
     validation = None
     if config.refiner.num_epochs > 0 and planner.model.config.n_refine > 0:
-        validation = train_refiner(config, planner, instructions, demonstrations, held_out, metrics, card)
+        validation = train_refiner(config, planner, instructions, sources, held_out, metrics, card, cache)
     write_card(output / "model", card)  # first: there is never a model without it
     planner.save_pretrained(output / "model")
     metrics.close()
@@ -150,14 +163,20 @@ def train_generator(
     config: TrainSFTConfig,
     planner: Planner,
     instructions: Instructions,
-    demonstrations: Demonstrations,
+    sources: list[Source],
     held_out: Demonstrations,
     metrics: MetricLog,
     card: Card,
+    cache: Path,
 ) -> None:
     """Phase 1: complementary masking. Leaves the averaged weights, in both experts."""
-    run, settings, model = config.run, config.generator, planner.model
-    per_epoch = num_epoch_steps(len(demonstrations), settings.batch_size)
+    run, settings, data, model = config.run, config.generator, config.data, planner.model
+    if any(isinstance(source, Questions) for source in sources):
+        model.train_text_head()
+    batches = StepBatches(
+        sources, data.ratios, settings.batch_size, run.seed, "generator", settings.augmentation
+    )
+    per_epoch = batches.num_epoch_steps
     phase = Phase.begin_or_resume(
         "generator",
         model,
@@ -168,28 +187,20 @@ def train_generator(
         folder=Path(config.output_dir) / "checkpoints",
         card=card,
     )
+    if not phase.is_done:  # vision is as it will stay, where its tokens are kept
+        batches = replace(batches, sources=keep_visual(sources, data, model, cache))
+        (held_out,) = keep_visual([held_out], data, model, cache)
     model.train()
+    loader = batches.steps(phase.step, phase.num_steps, data.num_workers, data.prefetch)
     for step in tqdm(
         range(phase.step, phase.num_steps), desc="Generator", unit="step", disable=phase.is_done
     ):
-        index = batch_order(len(demonstrations), settings.batch_size, run.seed, "generator order", step)
-        light = generator_for(run.seed, "generator augmentation", step)
-        batch = demonstrations.batch(index, settings.augmentation, light).to(run.device)
-        loss = generator_loss(
-            model,
-            batch,
-            instructions.predict,
-            generator_for(run.seed, "generator masks", step),
-            settings.pairs_per_scene,
-            settings.noise,
-            settings.loss_weight,
-            settings.label_smoothing_bins,
-            settings.train_vision,
-        )
+        parts = [part.to(run.device) for part in next(loader)]
+        masks = generator_for(run.seed, "generator masks", step)
+        loss = sft_loss(model, parts, instructions, masks, settings)
         scalars = phase.update(loss.total)
         if step % run.log_every == 0:
-            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
-            metrics.add("generator", phase.step, scalars | parts)
+            metrics.add("generator", phase.step, scalars | loss.scalars)
         if phase.step % (per_epoch * run.validate_every_epochs) == 0 or phase.step == phase.num_steps:
             with phase.averaged_weights():
                 result = validate(model, held_out, instructions, run.num_denoising_steps, refine=False)
@@ -207,14 +218,21 @@ def train_refiner(
     config: TrainSFTConfig,
     planner: Planner,
     instructions: Instructions,
-    demonstrations: Demonstrations,
+    sources: list[Source],
     held_out: Demonstrations,
     metrics: MetricLog,
     card: Card,
+    cache: Path,
 ) -> Validation:
     """Phase 2: spoilt demonstrations in, the driver's out. Returns how refined plans compare to generated."""
-    run, settings, model = config.run, config.refiner, planner.model
-    per_epoch = num_epoch_steps(len(demonstrations), settings.batch_size)
+    run, settings, data, model = config.run, config.refiner, config.data, planner.model
+    chosen = [i for i, source in enumerate(sources) if isinstance(source, Demonstrations)]
+    trajectories = [sources[i] for i in chosen]
+    ratios = tuple(data.ratios[i] for i in chosen)
+    batches = StepBatches(
+        trajectories, ratios, settings.batch_size, run.seed, "refiner", settings.augmentation
+    )
+    per_epoch = batches.num_epoch_steps
     phase = Phase.begin_or_resume(
         "refiner",
         model,
@@ -225,17 +243,22 @@ def train_refiner(
         folder=Path(config.output_dir) / "checkpoints",
         card=card,
     )
+    # Only now the model holds the weights that the phase goes on from.
+    batches = replace(batches, sources=keep_visual(trajectories, data, model, cache))
+    (held_out,) = keep_visual([held_out], data, model, cache)
     model.train()
+    loader = batches.steps(phase.step, phase.num_steps, data.num_workers, data.prefetch)
     for step in tqdm(range(phase.step, phase.num_steps), desc="Refiner", unit="step", disable=phase.is_done):
-        index = batch_order(len(demonstrations), settings.batch_size, run.seed, "refiner order", step)
-        light = generator_for(run.seed, "refiner augmentation", step)
-        batch = demonstrations.batch(index, settings.augmentation, light).to(run.device)
+        parts = [part.to(run.device) for part in next(loader)]
         spoil = generator_for(run.seed, "refiner inputs", step)
-        loss = refiner_loss(model, batch, instructions, planner.action_tokenizer, settings, spoil)
+        losses = [
+            refiner_loss(model, part, instructions, planner.action_tokenizer, settings, spoil)
+            for part in parts
+        ]
+        loss = mean_over_examples(parts, losses)
         scalars = phase.update(loss.total)
         if step % run.log_every == 0:
-            parts = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
-            metrics.add("refiner", phase.step, scalars | parts)
+            metrics.add("refiner", phase.step, scalars | loss.scalars)
         if phase.step % run.checkpoint_every == 0:
             phase.save()
     if not phase.is_done:
@@ -263,9 +286,12 @@ def training_card(config: TrainSFTConfig, check: SplitCheck) -> Card:
     }
 
 
-def report_data(demonstrations: Demonstrations, held_out: Demonstrations) -> None:
+def report_data(sources: list[Source], held_out: Demonstrations) -> None:
     """How much there is, and what the action tables could not hold."""
-    for name, scenes in (("training", demonstrations), ("held-out", held_out)):
+    for name, scenes in (*(("training", source) for source in sources), ("held-out", held_out)):
+        if isinstance(scenes, Questions):
+            LOGGER.info("%s: %d images with questions in words, %s", name, len(scenes), scenes.file.path)
+            continue
         clipped = scenes.clipped
         LOGGER.info(
             "%s: %d scenes; outside the action tables: %d trajectories (%d positions, %d headings), "

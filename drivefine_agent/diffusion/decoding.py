@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drivefine_agent.actions import MASKED
-from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, Randomness, random_uniform
+from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, Randomness, TextLogits, random_uniform
 from drivefine_agent.constants import ANSWER_LENGTH
 from drivefine_agent.diffusion.schedule import PAPER_SHIFT_ALPHA, SCHEDULES, ScheduleName, unmask_quotas
 
@@ -24,8 +24,9 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 ReadoutName = Literal["median", "mode"]
 READOUTS: tuple[str, ...] = get_args(ReadoutName)
 
-AnswerModel = Callable[[Tensor], AnswerLogits | OpenSlotLogits]
-"""(B, N, L) action ids, some `MASKED` -> logits with leading axes (B, N), at least of the masked slots."""
+AnswerModel = Callable[[Tensor], AnswerLogits | OpenSlotLogits | TextLogits]
+"""(B, N, L) action (or token) ids, some `MASKED` -> logits with leading axes (B, N), of the masked slots at
+least."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class DecodingOptions:
     """How to decode. Defaults are the paper's: 12 steps, raised cosine, confidence order, one refinement."""
 
     num_steps: int = 12
-    """Denoising steps, 1 .. 24."""
+    """Denoising steps, 1 .. L."""
     schedule: ScheduleName = "cosine"
     """How many slots are committed when."""
     shift_alpha: float = PAPER_SHIFT_ALPHA
@@ -52,8 +53,11 @@ class DecodingOptions:
     """What stands for the refinement expert's 24 independent distributions at temperature 0: the medians, or
     the most likely actions. The paper does not say."""
 
+    answer_length: int = ANSWER_LENGTH
+    """L; only answers in words have another than a trajectory's."""
+
     def __post_init__(self) -> None:
-        unmask_quotas(ANSWER_LENGTH, self.num_steps, self.schedule, self.shift_alpha)
+        unmask_quotas(self.answer_length, self.num_steps, self.schedule, self.shift_alpha)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if self.order not in ORDERS:
@@ -77,7 +81,7 @@ class DecodingOptions:
     @property
     def quotas(self) -> tuple[int, ...]:
         """Slots to commit per denoising step."""
-        return unmask_quotas(ANSWER_LENGTH, self.num_steps, self.schedule, self.shift_alpha)
+        return unmask_quotas(self.answer_length, self.num_steps, self.schedule, self.shift_alpha)
 
 
 class DenoisingTrace(NamedTuple):
@@ -128,7 +132,7 @@ def decode(
       device: where the answers live.
       generator: for temperature > 0 or random order.
     """
-    shape = (batch_size, options.num_samples, ANSWER_LENGTH)
+    shape = (batch_size, options.num_samples, options.answer_length)
     actions = torch.full(shape, MASKED, dtype=torch.long, device=device)
     step_map = torch.full(shape, MASKED, dtype=torch.long, device=device)
     log_probs = torch.zeros(shape, dtype=torch.float32, device=device)

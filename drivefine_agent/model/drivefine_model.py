@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from drivefine_agent.actions import MASKED
-from drivefine_agent.answer import AnswerLogits, OpenSlotLogits
+from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, TextLogits
 from drivefine_agent.constants import NUM_POSE_FIELDS
 from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
@@ -211,7 +211,33 @@ class DriveFineModel(PreTrainedModel):
         is_refinement = prompt.expert == "refinement"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_refinement):
             embedded = self.embeddings.answer(actions)
-        hidden = self.backbone.answer(prompt, embedded)
+        return self._scored(self.backbone.answer(prompt, embedded), scored_row)
+
+    def text_logits(
+        self, prompt: PromptCache, token_ids: Tensor, scored_row: Tensor | None = None
+    ) -> TextLogits:
+        """Logits of answers in words over a cached prompt; the generation expert writes them.
+
+        Args:
+          prompt: from `append_instruction`, of the generation expert.
+          token_ids: (B, R, L) ids of the base vocabulary, `MASKED` where a slot holds the mask token; any L.
+          scored_row: as in `answer_logits`.
+
+        Raises:
+          ValueError: the prompt is the refinement expert's, which knows trajectories only.
+        """
+        if prompt.expert != "generation":
+            raise ValueError(f"answers in words need the expert 'generation', got {prompt.expert!r}")
+        hidden = self.backbone.answer(prompt, self.embeddings.text_answer(token_ids))
+        return TextLogits(self.heads.text(self._scored(hidden, scored_row)))
+
+    def train_text_head(self) -> None:
+        """Lets the text head learn too: for training on answers in words, where it is not idle."""
+        self.heads.lm_head.requires_grad_(True)
+
+    @staticmethod
+    def _scored(hidden: Tensor, scored_row: Tensor | None) -> Tensor:
+        """(B, N, L, D) of the rows to score, see `answer_logits`; all rows (B, R, L, D) without them."""
         if scored_row is None:
             return hidden
         by_answer = hidden.unflatten(1, (scored_row.shape[1], -1))  # (B, N, J, L, D)

@@ -100,14 +100,7 @@ class Embeddings(nn.Module):
     def context(self, token_ids: Tensor) -> Tensor:
         """(B, C, D) of context ids (B, C), the place of each marked where places are learned."""
         embedded = self(token_ids)
-        if self.context_positions is None:
-            return embedded
-        if token_ids.shape[1] > len(self.context_positions):
-            raise ValueError(
-                f"a context may have {len(self.context_positions)} ids (max_position_embeddings), "
-                f"got {token_ids.shape[1]}: raise it, or use a shorter prompt"
-            )
-        return embedded + self.context_positions[: token_ids.shape[1]]
+        return embedded if self.context_positions is None else embedded + self._places(token_ids.shape[1])
 
     def answer(self, action_ids: Tensor) -> Tensor:
         """(..., L, D) of answers (..., L), `MASKED` as the mask token, places marked where learned."""
@@ -115,6 +108,24 @@ class Embeddings(nn.Module):
             torch.where(action_ids == MASKED, self.mask_token_id, action_ids + self.base_vocab_size)
         )
         return embedded if self.answer_positions is None else embedded + self.answer_positions
+
+    def text_answer(self, token_ids: Tensor) -> Tensor:
+        """(..., L, D) of answers in words (..., L): base ids, `MASKED` as the mask token.
+
+        Where places are learned, those of the context mark them, counted from the answer's start: they exist
+        for any length.
+        """
+        embedded = self.embed_tokens(torch.where(token_ids == MASKED, self.mask_token_id, token_ids))
+        return embedded if self.context_positions is None else embedded + self._places(token_ids.shape[-1])
+
+    def _places(self, length: int) -> Tensor:
+        assert self.context_positions is not None
+        if length > len(self.context_positions):
+            raise ValueError(
+                f"a text may have {len(self.context_positions)} ids (max_position_embeddings), "
+                f"got {length}: raise it, or use a shorter text"
+            )
+        return self.context_positions[:length]
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(..., D) of token ids (...); ids from `base_vocab_size` on are actions."""
@@ -130,6 +141,7 @@ class Heads(nn.Module):
     def __init__(self, config: DriveFineConfig) -> None:
         super().__init__()
         self.slot_restricted = config.slot_restricted
+        self.mask_token_id = config.mask_token_id
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.base_vocab_size, bias=False)
         self.action_head = make_action_table(config)
 
@@ -151,6 +163,12 @@ class Heads(nn.Module):
         text = _scores(by_pose, _weight(self.lm_head.weight, frozen))
         normalizer = torch.stack([scores.logsumexp(-1) for scores in (spatial, heading, text)]).logsumexp(0)
         return AnswerLogits(spatial[..., :2, :], heading[..., 2, :], normalizer.flatten(-2))
+
+    def text(self, hidden: Tensor) -> Tensor:
+        """(..., L, V) float32 scores of the base vocabulary; a mask is never an answer, its score is -inf."""
+        scores = _scores(hidden, self.lm_head.weight)
+        scores[..., self.mask_token_id] = -torch.inf
+        return scores
 
 
 def make_action_table(config: DriveFineConfig) -> ActionTable | OrdinalActionTable:

@@ -12,6 +12,7 @@ from drivefine_agent.diffusion.losses import LossWeightName
 from drivefine_agent.diffusion.masking import NoiseName
 from drivefine_agent.training.corruptions import DEFAULT_SHARES
 from drivefine_agent.training.optimization import OptimizerConfig
+from drivefine_agent.training.visual_cache import VisualType
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class AugmentationConfig:
     """Share of scene visits with left and right exchanged; also shows traffic on the other side."""
     light_jitter: float = 0.0
     """Largest relative change of brightness, contrast and colour."""
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether images may differ from visit to visit."""
+        return self.mirror_probability > 0 or self.light_jitter > 0
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -126,6 +132,81 @@ class RefinerConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One source of training examples, see docs/data.md."""
+
+    kind: Literal["navsim", "recogdrive_trajectories", "recogdrive_qa"]
+    """A split of NAVSIM's logs; or a JSON-lines file of trajectories, or of questions in words."""
+    path: str | None = None
+    """Of the file; of a `navsim` source a split's name or YAML, None: train_test_split."""
+    ratio: float = 1.0
+    """Share of the examples that come from here, in proportion to the other sources' ratios. An epoch is one
+    pass over the first source."""
+    image_root: str | None = None
+    """Folder that a file's image paths are relative to."""
+    image_prefix: str | None = None
+    """Leading folders of a file's image paths that `image_root` stands for; None: none."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges and what goes together."""
+        if not self.ratio > 0:
+            raise ValueError(f"a source's ratio must be positive, got {self.ratio} for {self.path}")
+        if self.kind == "navsim":
+            if self.image_root is not None or self.image_prefix is not None:
+                raise ValueError(
+                    "a source of kind navsim finds its images by the dataset's paths: leave image_root and "
+                    f"image_prefix out, got {self.image_root} and {self.image_prefix}"
+                )
+        elif self.path is None or self.image_root is None:
+            raise ValueError(
+                f"a source of kind {self.kind} needs path and image_root, "
+                f"got {self.path} and {self.image_root}"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the generator and the refiner learn from, and how it is brought to them."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """Mixed by their ratios; questions in words are for the generator only. None given: train_test_split."""
+    num_workers: int = 0
+    """Processes that prepare batches; changes nothing but the time. 0: the training process itself, which is
+    faster for small cached images."""
+    prefetch: int = 2
+    """Batches that each worker prepares ahead."""
+    cache_tiles: bool = True
+    """Keep decoded images on disk. False: decode them when needed; for sets too large for the disk."""
+    visual_cache: VisualType | None = None
+    """Keep the tokens that the frozen vision tower makes of each image, on disk, in this type."""
+    answer_lengths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    """Slots of answers in words: the fewest that hold answer and end are taken; longer answers are cut."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.num_workers < 0 or self.prefetch < 1:
+            raise ValueError(
+                "num_workers must not be negative and prefetch must be at least 1, "
+                f"got {self.num_workers} and {self.prefetch}"
+            )
+        rising = sorted(set(self.answer_lengths))
+        if list(self.answer_lengths) != rising or not rising or rising[0] < 1:
+            raise ValueError(f"answer_lengths must be positive and rising, got {list(self.answer_lengths)}")
+        if self.sources and all(source.kind == "recogdrive_qa" for source in self.sources):
+            raise ValueError("data.sources needs trajectories, got questions in words only")
+
+    @property
+    def uses_split(self) -> bool:
+        """Whether train_test_split is among the sources."""
+        return not self.sources or any(s.kind == "navsim" and s.path is None for s in self.sources)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """(S,) of the sources."""
+        return tuple(source.ratio for source in self.sources) or (1.0,)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything else about a run."""
 
@@ -180,6 +261,27 @@ class TrainSFTConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        """Checks what goes together."""
+        if self.data.visual_cache is None:
+            return
+        if self.generator.train_vision:
+            raise ValueError(
+                "data.visual_cache keeps the tokens of a frozen vision tower, got "
+                "generator.train_vision=true: set it to false, or data.visual_cache=null"
+            )
+        for name, augmentation in (
+            ("generator", self.generator.augmentation),
+            ("refiner", self.refiner.augmentation),
+        ):
+            if augmentation.changes_images:
+                raise ValueError(
+                    f"data.visual_cache keeps the tokens of images as recorded, got {name}.augmentation with "
+                    f"mirror_probability {augmentation.mirror_probability} and light_jitter "
+                    f"{augmentation.light_jitter}: set both to 0, or data.visual_cache=null"
+                )
 
     @property
     def paths(self) -> DatasetPaths:

@@ -1,18 +1,20 @@
 """The supervised losses: of the generator, of the refiner, and of a vision tower from scratch.
 
-Complementary masking; spoilt demonstrations; a bird's-eye grid.
+Complementary masking, of trajectories and of answers in words; spoilt demonstrations; a bird's-eye grid.
 
 Shapes: B scenes, N pairs per scene, R spoilt rows per scene, L = 24 slots.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from drivefine_agent.constants import ANSWER_LENGTH
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode
 from drivefine_agent.diffusion.losses import (
     AnswerLoss,
@@ -32,17 +34,45 @@ from drivefine_agent.model.backbone.cache import ContextCache
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.prompt import PromptBuilder
 from drivefine_agent.tokenizer import ActionTokenizer
-from drivefine_agent.training.config import RefinerConfig
+from drivefine_agent.training.config import GeneratorConfig, RefinerConfig
 from drivefine_agent.training.corruptions import Corruption, displace_numbers, draw_corruptions, drift
 from drivefine_agent.training.demonstrations import Batch
+from drivefine_agent.training.questions import TextBatch
 
 
 class Instructions:
-    """Token ids of the two tasks' instructions, on the model's device."""
+    """Token ids of the tasks' instructions, on the model's device."""
 
     def __init__(self, prompts: PromptBuilder, device: torch.device | str) -> None:
         self.predict = torch.from_numpy(prompts.instruction("predict")).to(device)
         self.refine = torch.from_numpy(prompts.instruction("refine")).to(device)
+        self.answer = torch.from_numpy(prompts.instruction("answer")).to(device)
+
+
+class TextLoss(NamedTuple):
+    """Loss of answers in words."""
+
+    total: Tensor
+    """() to be minimised."""
+    nll: Tensor
+    """() mean negative log-likelihood per slot [nat], unweighted, detached."""
+
+
+class MixedLoss(NamedTuple):
+    """Loss of a step whose examples went through the model in several parts."""
+
+    total: Tensor
+    """() mean over examples, to be minimised."""
+    scalars: dict[str, float]
+    """What is worth logging."""
+
+
+def visual_of(model: DriveFineModel, batch: Batch | TextBatch) -> Tensor:
+    """(B, V, D) visual tokens of a batch: kept ones, or of its tiles."""
+    if batch.visual is not None:
+        return batch.visual
+    assert batch.tiles is not None
+    return model.encode_images(batch.tiles)
 
 
 def perception_loss(model: DriveFineModel, batch: Batch) -> Tensor:
@@ -53,7 +83,7 @@ def perception_loss(model: DriveFineModel, batch: Batch) -> Tensor:
     """
     if batch.perception is None:
         raise ValueError("these scenes have no bird's-eye grids: the model's configuration has none either")
-    logits = model.perception_logits(model.encode_images(batch.tiles))
+    logits = model.perception_logits(visual_of(model, batch))
     return F.binary_cross_entropy_with_logits(logits, batch.perception)
 
 
@@ -85,27 +115,156 @@ def generator_loss(
       label_smoothing_bins: width of the targets [bins].
       train_vision: whether tower and projector get a gradient.
     """
-    num_scenes, device = len(batch.actions), batch.actions.device
-    ratios = sample_mask_ratios(num_scenes * pairs_per_scene, generator)  # (B N,)
-    is_masked = sample_masks(ratios, ANSWER_LENGTH, noise, generator).to(device)  # (B N, L)
-    weights = masked_pair_weights(is_masked, ratios.to(device), loss_weight)
-    by_scene = (num_scenes, -1, ANSWER_LENGTH)
-    rows = complementary_rows(is_masked).reshape(by_scene)  # (B, 2 N, L)
+    pairs = draw_pairs(batch.actions, pairs_per_scene, noise, loss_weight, generator)
     answer = batch.actions[:, None]  # (B, 1, L)
     with torch.set_grad_enabled(torch.is_grad_enabled() and train_vision):
-        visual = model.encode_images(batch.tiles)
+        visual = visual_of(model, batch)
     logits = model(
         None,
         batch.context_ids,
         predict_ids,
-        mask_actions(answer, rows),
+        mask_actions(answer, pairs.rows),
         context_lengths=batch.context_lengths,
         visual=visual,
-        scored_row=pair_scored_row(is_masked).reshape(by_scene),
+        scored_row=pairs.scored_row,
     )
-    return answer_cross_entropy(
-        logits, answer, None if weights is None else weights.reshape(by_scene), label_smoothing_bins
+    return answer_cross_entropy(logits, answer, pairs.weights, label_smoothing_bins)
+
+
+def text_loss(
+    model: DriveFineModel,
+    batch: TextBatch,
+    answer_ids: Tensor,
+    generator: torch.Generator,
+    noise: NoiseName = "bernoulli",
+    loss_weight: LossWeightName = "uniform",
+    train_vision: bool = True,
+) -> TextLoss:
+    """The same loss on answers in words: base vocabulary, one complementary pair per question.
+
+    The mean runs over all slots, the end of the turn and what fills the answer up included (`questions.py`).
+
+    Args:
+      model: the model; its text head must learn too, see `train_text_head`.
+      batch: B questions with answers of L slots.
+      answer_ids: (P1,) what closes a question.
+      generator: of the masks, on the CPU.
+      noise: how slots are masked.
+      loss_weight: how slots are weighted.
+      train_vision: whether tower and projector get a gradient.
+    """
+    pairs = draw_pairs(batch.answer_ids, 1, noise, loss_weight, generator)
+    answer = batch.answer_ids[:, None]  # (B, 1, L)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and train_vision):
+        visual = visual_of(model, batch)
+    prompt = model.prefill(
+        None, batch.context_ids, answer_ids, context_lengths=batch.context_lengths, visual=visual
     )
+    logits = model.text_logits(prompt, mask_actions(answer, pairs.rows), pairs.scored_row)
+    terms = -logits.log_probs(answer)
+    total = terms.mean() if pairs.weights is None else (terms * pairs.weights).mean()
+    return TextLoss(total, terms.detach().mean())
+
+
+class MaskedPairs(NamedTuple):
+    """Complementary pairs of masks: N per answer of L slots, B answers."""
+
+    rows: Tensor
+    """(B, 2 N, L) True where masked."""
+    scored_row: Tensor
+    """(B, N, L) which row of its pair masks a slot."""
+    weights: Tensor | None
+    """(B, N, L) of the slots' terms, None: all 1."""
+
+
+def draw_pairs(
+    answers: Tensor, num_pairs: int, noise: NoiseName, loss_weight: LossWeightName, generator: torch.Generator
+) -> MaskedPairs:
+    """Masks for answers (B, L), from a generator on the CPU; on the answers' device."""
+    batch_size, length = answers.shape
+    ratios = sample_mask_ratios(batch_size * num_pairs, generator)  # (B N,)
+    is_masked = sample_masks(ratios, length, noise, generator).to(answers.device)  # (B N, L)
+    weights = masked_pair_weights(is_masked, ratios.to(answers.device), loss_weight)
+    by_answer = (batch_size, -1, length)
+    return MaskedPairs(
+        complementary_rows(is_masked).reshape(by_answer),
+        pair_scored_row(is_masked).reshape(by_answer),
+        None if weights is None else weights.reshape(by_answer),
+    )
+
+
+def sft_loss(
+    model: DriveFineModel,
+    parts: Sequence[Batch | TextBatch],
+    instructions: Instructions,
+    generator: torch.Generator,
+    config: GeneratorConfig,
+) -> MixedLoss:
+    """The generator's loss of one step: mean over its examples, trajectories and questions in words alike.
+
+    Args:
+      model: the model.
+      parts: of the step's batch, on the model's device.
+      instructions: of all tasks.
+      generator: of the masks, on the CPU.
+      config: masking, weights, smoothing.
+    """
+    losses: list[AnswerLoss | TextLoss] = []
+    for part in parts:
+        if isinstance(part, TextBatch):
+            losses.append(
+                text_loss(
+                    model,
+                    part,
+                    instructions.answer,
+                    generator,
+                    config.noise,
+                    config.loss_weight,
+                    config.train_vision,
+                )
+            )
+        else:
+            losses.append(
+                generator_loss(
+                    model,
+                    part,
+                    instructions.predict,
+                    generator,
+                    config.pairs_per_scene,
+                    config.noise,
+                    config.loss_weight,
+                    config.label_smoothing_bins,
+                    config.train_vision,
+                )
+            )
+    return mean_over_examples(parts, losses)
+
+
+def mean_over_examples(
+    parts: Sequence[Batch | TextBatch], losses: Sequence[AnswerLoss | TextLoss]
+) -> MixedLoss:
+    """Joins the losses of a step's parts, each a mean over its own examples."""
+    counts = [len(part.context_ids) for part in parts]
+    total = torch.stack(
+        [loss.total * (count / sum(counts)) for loss, count in zip(losses, counts, strict=True)]
+    ).sum()
+    values: dict[str, list[tuple[float, int]]] = {}
+    num_cut = 0
+    for part, loss, count in zip(parts, losses, counts, strict=True):
+        if isinstance(loss, TextLoss):
+            named = {"text_nll": loss.nll.item()}
+        else:
+            named = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
+        for name, value in named.items():
+            values.setdefault(name, []).append((value, count))
+        num_cut += part.num_cut if isinstance(part, TextBatch) else 0
+    scalars = {
+        name: sum(value * count for value, count in entries) / sum(count for _, count in entries)
+        for name, entries in values.items()
+    }
+    if num_cut:
+        scalars["num_cut_answers"] = float(num_cut)
+    return MixedLoss(total, scalars)
 
 
 def refiner_loss(
@@ -131,7 +290,8 @@ def refiner_loss(
     """
     device = batch.actions.device
     with torch.no_grad():
-        context = model.encode_context(batch.tiles, batch.context_ids, batch.context_lengths)
+        visual = visual_of(model, batch)
+        context = model.encode_context(None, batch.context_ids, batch.context_lengths, visual)
     rows = spoilt_answers(model, batch, context, instructions.predict, tokenizer, config, generator).to(
         device
     )

@@ -20,6 +20,9 @@ _FREE_KEYS = (
     "run.log_every",
     "run.checkpoint_every",
     "run.num_threads",
+    "data.num_workers",
+    "data.prefetch",
+    "data.cache_tiles",
 )
 
 

@@ -24,6 +24,11 @@ class SplitScenes:
     num_listed: int = 0
     """Samples of the whole split: those it lists; if it lists none, those that were found."""
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Of the samples."""
+        return tuple(window.token for window in self.windows)
+
 
 def load_split_scenes(
     paths: DatasetPaths, split_name: str, max_scenes: int | None = None, show_progress: bool = True

@@ -77,6 +77,8 @@ class Samples:
     logs: frozenset[str]
     data_split: str = ""
     """Folder of the logs, where it is known."""
+    num_listed: int = 0
+    """Samples of the whole split: those it lists; if it lists none, those that were found."""
 
     @classmethod
     def of(cls, scenes: SplitScenes) -> Samples:
@@ -87,6 +89,19 @@ class Samples:
             frozenset(window.token for window in scenes.windows),
             frozenset(files | {window.log_name for window in scenes.windows}),
             scenes.data_split,
+            scenes.num_listed,
+        )
+
+    @classmethod
+    def union(cls, sources: Sequence[Samples]) -> Samples:
+        """Those of several sources, the names joined."""
+        if len(sources) == 1:
+            return sources[0]
+        return cls(
+            " + ".join(samples.name for samples in sources),
+            frozenset(token for samples in sources for token in samples.tokens),
+            frozenset(log for samples in sources for log in samples.logs),
+            num_listed=sum(samples.num_listed for samples in sources),
         )
 
 
@@ -94,7 +109,8 @@ class Samples:
 class SplitCheck:
     """What the guard found, for the log and for the checkpoints' card."""
 
-    split: SplitScenes
+    split: Samples
+    """The training scenes."""
     test_data: Mapping[str, str] = field(default_factory=dict)
     """Test split -> what of it the training scenes hold; not empty only with both consents."""
     checked_against: tuple[str, ...] = ()
@@ -118,7 +134,7 @@ class SplitCheck:
           tokens: of the scenes that are used, if not all of them are.
           why_left_out: what keeps the others out.
         """
-        found = [window.token for window in self.split.windows]
+        found = self.split.tokens
         used = found if tokens is None else tokens
         return training_data(
             stage,
@@ -163,17 +179,32 @@ def check_splits(
       DataError: there are test data among the training scenes and the consents are not both given, or another
         split's held-out scenes are among them.
     """
+    return check_sources([Samples.of(training)], held_out, paths, consent)
+
+
+def check_sources(
+    training: Sequence[Samples], held_out: SplitScenes | None, paths: DatasetPaths, consent: HasConsent
+) -> SplitCheck:
+    """As `check_splits`, for scenes to learn from that come from one or several sources.
+
+    Returns:
+      What was found in all of them; `split` is their union.
+    """
     known, warnings = _known_test_splits([paths.splits, *navsim_split_folders()])
-    learned = Samples.of(training)
-    found = _test_data(learned, known, paths)
+    learned = Samples.union(training)
+    found: dict[str, str] = {}
+    for samples in training:
+        new = _test_data(samples, known, paths)
+        found |= {name: what for name, what in new.items() if name not in found}
     warnings += _demand_consent(learned, found, consent)
     validation = None
     if held_out is not None:
         kept = Samples.of(held_out)
         validation = _compare(learned, kept)
         validation["test_data"] = seen = _test_data(kept, known, paths)
-        warnings += _judge_held_out(learned, kept, validation, seen)
-    return SplitCheck(training, found, tuple(sorted(known)), validation, tuple(warnings))
+        for samples in training:
+            warnings += _judge_held_out(samples, kept, _compare(samples, kept), seen)
+    return SplitCheck(learned, found, tuple(sorted(known)), validation, tuple(dict.fromkeys(warnings)))
 
 
 def check_samples(
@@ -250,7 +281,9 @@ def _test_data(samples: Samples, known: Mapping[str, _Known], paths: DatasetPath
     for name, (num_tokens, num_logs) in sorted(shared.items(), key=lambda item: item[1], reverse=True):
         if num_tokens or num_logs:
             found[name] = f"{num_tokens:,} of its tokens, {num_logs:,} of its logs"
-    for folder, content in TEST_FOLDERS.items() if paths is not None else ():
+    if paths is None:
+        return found
+    for folder, content in TEST_FOLDERS.items():
         num_logs = len(samples.logs & {path.stem for path in paths.logs(folder).glob("*.pkl")})
         if num_logs and samples.data_split != folder:
             found[f"navsim_logs/{folder}"] = f"{num_logs:,} logs of the same name there ({content})"

@@ -86,6 +86,7 @@ def validate(
             instructions.refine,
             options,
             batch.context_lengths,
+            batch.visual,
         )
         generated.append(
             displacement(tokenizer.decode(tokens.trace.actions[:, 0].cpu().numpy()), batch.poses)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from drivefine_agent.data.driving_text import COMMAND_TEXT, format_number
 from drivefine_agent.data.types import Observation
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
@@ -21,7 +22,7 @@ from drivefine_agent.model.text_tokenizer import (
     train_text_tokenizer,
 )
 from drivefine_agent.planner import Planner
-from drivefine_agent.prompt import COMMAND_TEXT, PromptBuilder, format_number, pad_contexts
+from drivefine_agent.prompt import PromptBuilder, pad_contexts
 
 TOKENIZER = TextTokenizer.tiny()
 

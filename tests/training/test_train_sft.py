@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from drivefine_agent.data.recogdrive import Turn, question_record, write_records
 from drivefine_agent.data.splits import load_split
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
-from drivefine_agent.training.config import TrainSFTConfig
+from drivefine_agent.training.config import AugmentationConfig, DataConfig, SourceConfig, TrainSFTConfig
 from drivefine_agent.training.from_mapping import from_mapping
 from drivefine_agent.training.phase import Phase, batch_order
+from drivefine_agent.training.scenes import load_split_scenes
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,49 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert not (tmp_path / "broken" / "model").exists()
     script.train(broken)
     assert _weights(broken.output_dir) == _weights(debug_config.output_dir)
+
+
+@pytest.mark.slow
+def test_resumed_run_with_mixed_sources_and_loader_processes_equals_an_unbroken_one(
+    script: ModuleType,
+    debug_config: TrainSFTConfig,
+    image_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Logs and questions in words, kept visual tokens; stopped inside an epoch, two loader processes."""
+    scenes = load_split_scenes(debug_config.paths, debug_config.train_test_split, show_progress=False)
+    images = [window.current.cameras["CAM_F0"].data_path for window in scenes.windows]
+    records = [
+        question_record(i, image, [Turn("What?", "KEEP"), Turn("Where?", f"{i} m ahead, to the left.")])
+        for i, image in enumerate(images)
+    ]
+    write_records(tmp_path / "qa.jsonl", records)
+    qa = SourceConfig("recogdrive_qa", str(tmp_path / "qa.jsonl"), 0.5, str(scenes.sensor_root))
+    plain = AugmentationConfig()
+    unbroken = replace(
+        debug_config,
+        data=DataConfig((SourceConfig("navsim"), qa), visual_cache="float32"),
+        generator=replace(debug_config.generator, num_epochs=1, augmentation=plain, train_vision=False),
+        refiner=replace(debug_config.refiner, augmentation=plain),
+    )
+    script.train(unbroken)
+    broken = replace(
+        unbroken,
+        output_dir=str(tmp_path / "broken"),
+        data=replace(unbroken.data, num_workers=2),
+    )
+    for phase_name, step in (("generator", 3), ("refiner", 2)):
+        with monkeypatch.context() as patch:
+            _stop_before(patch, phase_name, step)
+            with pytest.raises(KeyboardInterrupt):
+                script.train(broken)
+    script.train(broken)
+    assert _weights(broken.output_dir) == _weights(unbroken.output_dir)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["text_nll"] for line in lines if "text_nll" in line]
+    assert losses
+    assert {line["group"] for line in lines if "text_nll" in line} == {"generator"}
 
 
 def test_finished_run_is_not_trained_again(
@@ -154,13 +199,13 @@ def test_another_configuration_in_the_same_folder_is_refused(
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
     script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = script.generator_loss
+    loss = script.sft_loss
 
     def broken(*arguments: Any) -> Any:
         result = loss(*arguments)
         return result._replace(total=result.total * float("nan"))
 
-    monkeypatch.setattr(script, "generator_loss", broken)
+    monkeypatch.setattr(script, "sft_loss", broken)
     with pytest.raises(FloatingPointError, match=r"generator, step 0: the loss must be finite"):
         script.train(debug_config)
 
