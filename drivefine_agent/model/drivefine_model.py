@@ -67,7 +67,8 @@ class DriveFineModel(PreTrainedModel):
           DataError: naming them; transformers would start the missing ones at random.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         for kind in ("missing", "unexpected"):
             if names := sorted(info[f"{kind}_keys"]):
                 raise DataError(f"the checkpoint {args[0]} has {kind} tensors: {', '.join(names)}")

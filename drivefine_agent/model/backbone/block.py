@@ -42,7 +42,7 @@ def rotary_tables(positions: Tensor, config: LlamaConfig) -> Rotary:
     """
     width = head_width(config)
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    # The reciprocal first, as in LLaDA: rounded in the other order, angles near position 2000 move by 1e-4 rad.
+    # The reciprocal first, as in LLaDA: rounded in the other order, angles near position 2000 move 1e-4.
     frequencies = 1.0 / _rope_theta(config) ** exponents
     angles = positions[..., None].float() * frequencies  # (N, Q, E / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]
