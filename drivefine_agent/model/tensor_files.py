@@ -6,6 +6,7 @@ checkpoints, PyTorch's `.bin` (through the reader that runs no code, memory-mapp
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -117,7 +118,7 @@ class _Opened:
             if self._file.suffix == ".safetensors":
                 self._tensors = safe_open(str(self._file), framework="pt").__enter__()
             else:
-                self._tensors = torch.load(self._file, map_location="cpu", weights_only=True, mmap=True)
+                self._tensors = _load_bin(self._file, self._file.stat().st_mtime_ns)
         except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise DataError(f"cannot read the tensors in {self._file}: {error}") from error
         if isinstance(self._tensors, dict) and not all(isinstance(t, Tensor) for t in self._tensors.values()):
@@ -152,6 +153,11 @@ class _Opened:
 
     def whole(self, name: str) -> Tensor:
         return self._tensors[name] if isinstance(self._tensors, dict) else self._tensors.get_tensor(name)
+
+
+@functools.lru_cache(maxsize=1)  # its directory takes long to read; the tensors stay on the disk
+def _load_bin(file: Path, modified_ns: int) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _list_file(file: Path) -> list[StoredTensor]:
