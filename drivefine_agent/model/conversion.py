@@ -47,6 +47,7 @@ _ACTION_TABLES = {
     "heads.action_head.weight": "heads.lm_head.weight",
 }
 _REFINE = "backbone.refine_layers."
+_SPREAD_PIECE_BYTES = 16 * 2**20  # times four while it is summed in float64
 
 
 @dataclass(frozen=True)
@@ -293,15 +294,12 @@ def _spread(table: StoredTensor, reference_ids: list[int]) -> tuple[Tensor, floa
     total = squares = 0.0
     count = start = 0
     references = []
-    for piece in read_pieces(table):
+    for piece in read_pieces(table, _SPREAD_PIECE_BYTES):
         wide = piece.double()
-        total, squares, count = (
-            total + wide.sum().item(),
-            squares + wide.square().sum().item(),
-            count + wide.numel(),
-        )
-        references += [wide[i - start] for i in reference_ids if start <= i < start + len(wide)]
-        start += len(wide)
+        references += [wide[i - start].clone() for i in reference_ids if start <= i < start + len(wide)]
+        total += wide.sum().item()
+        squares += wide.square_().sum().item()
+        count, start = count + wide.numel(), start + len(wide)
     return torch.stack(references).mean(dim=0), math.sqrt(squares / count - (total / count) ** 2)
 
 

@@ -94,15 +94,16 @@ def list_tensors(source: Path) -> list[StoredTensor]:
 def read_pieces(tensor: StoredTensor, piece_bytes: int = PIECE_BYTES) -> Iterator[Tensor]:
     """Consecutive rows of a tensor, in pieces; a tensor without rows comes as it is.
 
-    The file is opened for this tensor alone, so that what was read before can leave the memory.
+    The file is mapped anew for each piece, so that what was read before leaves the memory.
     """
-    with _Opened(tensor.file) as opened:
-        if len(tensor.shape) == 0:
+    if len(tensor.shape) == 0:
+        with _Opened(tensor.file) as opened:
             yield opened.whole(tensor.name)
-            return
-        row_bytes = tensor.dtype.itemsize * torch.Size(tensor.shape[1:]).numel()
-        step = max(1, piece_bytes // max(1, row_bytes))
-        for start in range(0, tensor.shape[0], step):
+        return
+    row_bytes = tensor.dtype.itemsize * torch.Size(tensor.shape[1:]).numel()
+    step = max(1, piece_bytes // max(1, row_bytes))
+    for start in range(0, tensor.shape[0], step):
+        with _Opened(tensor.file) as opened:
             yield opened.rows(tensor.name, start, min(start + step, tensor.shape[0]))
 
 
