@@ -1,4 +1,4 @@
-"""Makes a DriveFine checkpoint of pretrained weights: LLaVA-style LaViDa, or LLaDA and SigLIP.
+"""Makes a DriveFine checkpoint of pretrained weights: LaViDa, or LLaDA and SigLIP.
 
     python tools/import_checkpoint.py LAVIDA_FOLDER --output drivefine_8b
     python tools/import_checkpoint.py LLADA_FOLDER SIGLIP_FOLDER mm_projector.bin --output drivefine_8b
