@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -32,6 +33,16 @@ TWIN_IDS = {
     "<|end_header_id|>": 114,
     "<|eot_id|>": 115,
 }
+
+
+def tool(name: str) -> Callable[[list[str]], None]:
+    """`main` of a script of tools/."""
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", TWIN.parents[2] / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
 
 
 def byte_ids() -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_helpers import TWIN, llada_tokenizer, save_twin_tokenizer, twin_config, write_hollow
+from foreign_helpers import TWIN, llada_tokenizer, save_twin_tokenizer, tool, twin_config, write_hollow
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SiglipConfig, SiglipModel
@@ -23,9 +23,8 @@ from drivefine_agent.model.weights import OURS_ALONE, our_name, their_name
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.model_choice import build_planner
-from tools.export_checkpoint import main as export_checkpoint
-from tools.import_checkpoint import main as import_checkpoint
 
+import_checkpoint, export_checkpoint = tool("import_checkpoint"), tool("export_checkpoint")
 TOWER = "model.vision_tower.vision_tower.vision_model."
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_helpers import TWIN, TWIN_TEXT_ROWS, save_twin_tokenizer, twin_config
+from foreign_helpers import TWIN, TWIN_TEXT_ROWS, save_twin_tokenizer, tool, twin_config
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.tiles import TileSpec, tile_image
-from tools.import_checkpoint import main as import_checkpoint
 
 GOLDEN = load_file(TWIN / "golden.safetensors")
 
@@ -30,7 +29,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twin")
     save_twin_tokenizer(folder / "tokenizer")
     (folder / "config.json").write_text(twin_config().to_json_string(use_diff=False))
-    import_checkpoint(
+    tool("import_checkpoint")(
         [
             str(TWIN),
             "--output", str(folder / "model"),
