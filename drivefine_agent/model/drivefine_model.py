@@ -23,6 +23,7 @@ from transformers import initialization as init
 from drivefine_agent.actions import MASKED
 from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, TextLogits
 from drivefine_agent.constants import NUM_POSE_FIELDS
+from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
@@ -60,11 +61,19 @@ class DriveFineModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; loading replaces the parameters, so idle ones are frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._freeze_idle_parameters()
-        return loaded
+        """As in transformers, but a checkpoint with tensors too few or too many is refused.
+
+        Raises:
+          DataError: naming them; transformers would start the missing ones at random.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        for kind in ("missing", "unexpected"):
+            if names := sorted(info[f"{kind}_keys"]):
+                raise DataError(f"the checkpoint {args[0]} has {kind} tensors: {', '.join(names)}")
+        model._freeze_idle_parameters()  # loading replaces the parameters
+        return (model, info) if wants_info else model
 
     def _freeze_idle_parameters(self) -> None:
         """Parameters that checkpoints have but no output depends on: an optimiser must not wait for them."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.config import DriveFineConfig
 
 TINY_TOKENIZER_FILE = Path(__file__).with_name("tiny_tokenizer.json")
 TOKENIZER_FILE_NAME = "tokenizer.json"
@@ -20,6 +21,20 @@ END_HEADER = "<|end_header_id|>"
 END_OF_TURN = "<|eot_id|>"
 SPECIAL_TOKENS = (START_OF_TEXT, END_OF_TEXT, MASK, START_HEADER, END_HEADER, END_OF_TURN)
 """Names as in LLaDA's vocabulary; in the small tokenizer these are ids 0 to 5."""
+
+LLADA_VOCABULARY_ROWS = 126464
+LLADA_SPECIAL_IDS = {
+    START_OF_TEXT: 126080,
+    END_OF_TEXT: 126081,
+    MASK: 126336,
+    START_HEADER: 126346,
+    END_HEADER: 126347,
+    END_OF_TURN: 126348,
+}
+"""Of LLaDA's tokenizer (ids 0 to 126348; the rows up to 126463 are unused)."""
+
+NUMBER_TOKENS = tuple("0123456789.-")
+"""What numbers are written with: the action rows of a pretrained vocabulary start around these."""
 
 
 class TextTokenizer:
@@ -77,6 +92,41 @@ class TextTokenizer:
         if token_id is None:
             raise KeyError(f"token {token!r} is not in the vocabulary")
         return int(token_id)
+
+
+def check_tokenizer(tokenizer: TextTokenizer, config: DriveFineConfig) -> None:
+    """Whether a tokenizer is the one that a pretrained vocabulary was trained with, as far as ids can tell.
+
+    Raises:
+      DataError: a special token has another id than the model's rows (all of LLaDA's, where the vocabulary
+        has its size), or there are more tokens than rows.
+    """
+    text = config.text_config
+    expected = {START_OF_TEXT: text.bos_token_id, END_OF_TEXT: text.eos_token_id, MASK: config.mask_token_id}
+    if config.base_vocab_size == LLADA_VOCABULARY_ROWS:
+        expected |= LLADA_SPECIAL_IDS
+    wrong = [
+        f"{token} is {tokenizer.id_of(token)}, not {token_id}"
+        for token, token_id in expected.items()
+        if token_id is not None and tokenizer.id_of(token) != token_id
+    ]
+    if len(tokenizer) > config.base_vocab_size:
+        wrong.append(f"it has {len(tokenizer)} tokens, the model {config.base_vocab_size} rows")
+    if wrong:
+        raise DataError(f"this tokenizer does not belong to the model: {'; '.join(wrong)}")
+
+
+def number_ids(tokenizer: TextTokenizer) -> list[int]:
+    """Ids of digits, dot and minus.
+
+    Raises:
+      DataError: one of them is not a token of its own.
+    """
+    encoded = {character: tokenizer.encode(character) for character in NUMBER_TOKENS}
+    split = [character for character, ids in encoded.items() if len(ids) != 1]
+    if split:
+        raise DataError(f"digits, dot and minus must be single tokens, but {' '.join(split)} are not")
+    return [ids[0] for ids in encoded.values()]
 
 
 def train_text_tokenizer(

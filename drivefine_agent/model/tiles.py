@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -112,7 +113,8 @@ def _fit(image: NDArray[np.uint8], spec: TileSpec) -> NDArray[np.uint8]:
         kept = image[top : top + kept_height, left : left + kept_width]
         return _resize(kept, canvas_width, canvas_height, spec.interpolation)
     scale = min(canvas_width / width, canvas_height / height)
-    new_width, new_height = min(canvas_width, int(width * scale)), min(canvas_height, int(height * scale))
+    new_width = min(canvas_width, math.ceil(width * scale))  # up, as LaViDa
+    new_height = min(canvas_height, math.ceil(height * scale))
     top, left = (canvas_height - new_height) // 2, (canvas_width - new_width) // 2
     canvas = np.zeros((canvas_height, canvas_width, 3), dtype=np.uint8)
     resized = _resize(image, new_width, new_height, spec.interpolation)

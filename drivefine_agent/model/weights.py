@@ -1,24 +1,14 @@
-"""Foreign checkpoints: which of their tensors is which of ours, and loading them without silent gaps.
+"""Foreign checkpoints: which of their tensors is which of ours.
 
 LLaDA-8B's 291 tensors map one to one. A trap in their names: `ff_out` inside a block is the down projection,
 at the top level it is the output head; `ff_proj` is the gated branch. A LaViDa checkpoint adds the vision
-tower, the projector and the newline vector, each under `model.`.
+tower, the projector and the newline vector, each under `model.`. SigLIP's own checkpoints have the tower
+under `vision_model.`, with a last layer, a pooling head and a text tower that we have no use for.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from safetensors import safe_open
-from torch import Tensor
-
-from drivefine_agent.errors import DataError
-from drivefine_agent.model.drivefine_model import DriveFineModel
 
 _LLADA_PREFIX = "model.transformer."
 _LLADA_TOP = {
@@ -42,6 +32,11 @@ _LAVIDA_PREFIXES = {
     "model.mm_projector.": "projector.layers.",
 }
 _LAVIDA_NEWLINE = "model.image_newline"
+_SIGLIP_PREFIX = "vision_model."
+_TOWER = "vision.tower."
+
+VOCABULARY_TABLES = ("embeddings.embed_tokens.weight", "heads.lm_head.weight")
+"""Of ours, with one row per token of the text vocabulary."""
 
 OURS_ALONE = (
     "embeddings.action_embed.",
@@ -50,30 +45,24 @@ OURS_ALONE = (
     "projector.positions",
     "embeddings.context_positions",
     "embeddings.answer_positions",
+    "perception.",
 )
 """Parameters that no foreign checkpoint has."""
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of a checkpoint's tensors."""
+def our_name(theirs: str) -> str | None:
+    """Our name of a tensor of LLaDA, LaViDa or SigLIP, or None if it is not one.
 
-    loaded: tuple[str, ...]
-    """Our names, filled from the checkpoint."""
-    missing: tuple[str, ...]
-    """Our names that the checkpoint could have had but has not (LLaDA has no vision); left as they were."""
-
-
-def llada_name(name: str) -> str | None:
-    """Our name of a LLaDA or LaViDa tensor, or None if it is not one."""
-    if name == _LAVIDA_NEWLINE:
+    The tower's layers and head are named whether or not our tower has them.
+    """
+    if theirs == _LAVIDA_NEWLINE:
         return "projector.newline"
-    for theirs, ours in _LAVIDA_PREFIXES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    if not name.startswith(_LLADA_PREFIX):
+    for prefix, ours in {**_LAVIDA_PREFIXES, _SIGLIP_PREFIX: _TOWER}.items():
+        if theirs.startswith(prefix):
+            return ours + theirs.removeprefix(prefix)
+    if not theirs.startswith(_LLADA_PREFIX):
         return None
-    rest = name.removeprefix(_LLADA_PREFIX)
+    rest = theirs.removeprefix(_LLADA_PREFIX)
     if rest in _LLADA_TOP:
         return _LLADA_TOP[rest]
     match = re.fullmatch(r"blocks\.(\d+)\.(\w+)\.weight", rest)
@@ -82,68 +71,40 @@ def llada_name(name: str) -> str | None:
     return f"backbone.layers.{match[1]}.{_LLADA_BLOCK[match[2]]}.weight"
 
 
-def load_llada(model: DriveFineModel, folder: str | Path, digit_ids: list[int] | None = None) -> LoadReport:
-    """Fills a model from a LLaDA or LaViDa checkpoint, then starts what is new from it.
+def their_name(ours: str) -> str | None:
+    """The name in a LLaDA or LaViDa checkpoint of a tensor of ours, or None if they have no place for it."""
+    if ours == "projector.newline":
+        return _LAVIDA_NEWLINE
+    for theirs, prefix in _LAVIDA_PREFIXES.items():
+        if ours.startswith(prefix):
+            return theirs + ours.removeprefix(prefix)
+    for top, name in _LLADA_TOP.items():
+        if ours == name:
+            return _LLADA_PREFIX + top
+    match = re.fullmatch(r"backbone\.layers\.(\d+)\.([\w.]+)\.weight", ours)
+    parts = {name: part for part, name in _LLADA_BLOCK.items()}
+    if match is None or match[2] not in parts:
+        return None
+    return f"{_LLADA_PREFIX}blocks.{match[1]}.{parts[match[2]]}.weight"
 
-    The refinement blocks become copies of the last blocks, and the action rows are initialised ordinally
-    around the rows of `digit_ids`. Embedding and head may have fewer rows than the model's (LaViDa cuts
-    unused ones): the rest keep their values.
+
+def reason_unused(theirs: str, num_tower_layers: int) -> str | None:
+    """Why a tensor that SigLIP's checkpoints are known to have is left out, or None if it is not known.
 
     Args:
-      model: of the checkpoint's sizes.
-      folder: with `model.safetensors` or its shards and index.
-      digit_ids: base rows of digits, dot and minus; None: the mean of all rows.
-
-    Raises:
-      DataError: if a file is missing, or a tensor is unknown, of the wrong shape, or one of the language
-        model's is absent.
+      theirs: name in their checkpoint.
+      num_tower_layers: of our tower.
     """
-    ours = dict(model.named_parameters())
-    loaded = []
-    for file, name, tensor in _tensors(Path(folder)):
-        target_name = llada_name(name)
-        if target_name is None or target_name not in ours:
-            raise DataError(
-                f"every tensor of a checkpoint must have a place in the model, got {name!r} in {file}: "
-                "is this a LLaDA or LaViDa checkpoint, and the model as deep as it?"
-            )
-        _copy(ours[target_name], tensor, target_name, file)
-        loaded.append(target_name)
-    expected = {n for n in ours if not n.startswith(OURS_ALONE)}
-    missing = sorted(expected - set(loaded))
-    language = [n for n in missing if n.startswith(("embeddings.", "backbone.", "heads."))]
-    if language:
-        raise DataError(
-            f"the checkpoint in {folder} lacks {len(language)} tensors of the language model: {language[:5]}"
-        )
-    model.backbone.copy_generation_to_refinement()
-    model.initialise_action_rows(digit_ids)
-    return LoadReport(tuple(sorted(loaded)), tuple(missing))
-
-
-def _copy(parameter: Tensor, tensor: Tensor, name: str, file: Path) -> None:
-    is_vocabulary = name in ("embeddings.embed_tokens.weight", "heads.lm_head.weight")
-    if is_vocabulary and tensor.shape[1:] == parameter.shape[1:] and len(tensor) <= len(parameter):
-        parameter = parameter[: len(tensor)]
-    if tensor.shape != parameter.shape:
-        raise DataError(
-            f"{name} must have shape {tuple(parameter.shape)}, got {tuple(tensor.shape)} in {file}"
-        )
-    with torch.no_grad():
-        parameter.copy_(tensor)
-
-
-def _tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """File, name and value of every tensor of a checkpoint."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        shards = ["model.safetensors"]
-    for shard in shards:
-        file = folder / shard
-        if not file.is_file():
-            raise DataError(f"no {shard} in {folder}: a checkpoint needs model.safetensors or all its shards")
-        with safe_open(str(file), framework="pt") as tensors:
-            for name in tensors.keys():
-                yield file, name, tensors.get_tensor(name)
+    if theirs.startswith("text_model."):
+        return "SigLIP's text tower"
+    if theirs in ("logit_scale", "logit_bias"):
+        return "SigLIP's contrastive loss"
+    name = our_name(theirs) or ""
+    if name.startswith(_TOWER + "head."):
+        return "SigLIP's pooling head"
+    if name == _TOWER + "embeddings.position_ids":
+        return "a constant"
+    layer = re.match(re.escape(_TOWER) + r"encoder\.layers\.(\d+)\.", name)
+    if layer is not None and int(layer[1]) >= num_tower_layers:
+        return f"layers after the tower's {num_tower_layers}: the features are read before them"
+    return None

@@ -29,7 +29,8 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
         return Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
     if choice.preset == "llada_8b":
         raise ValueError(
-            "the 8B model is not trained from random weights: set model.init_from to a converted checkpoint"
+            "the 8B model is not trained from random weights: set model.init_from to what "
+            "tools/import_checkpoint.py makes"
         )
     tokenizer = TextTokenizer.tiny()
     config = preset_config(choice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -72,6 +73,19 @@ def test_bfloat16_block_is_close_to_float32_far_into_the_sequence() -> None:
         errors.append(float((got - expected).std() / expected.std()))
     assert errors[0] < 0.02
     assert errors[1] < 1.3 * errors[0]
+
+
+def test_rotary_angles_are_rounded_as_by_llada() -> None:
+    # frequency = 1 / theta^(2i / E), rounded to float32, then times the position, rounded again. Dividing the
+    # position instead moves angles near 2000 by up to 1e-4, which bfloat16 queries turn into other logits.
+    config = llama_config()
+    positions = np.arange(2000, dtype=np.float32)[:, None]
+    powers = (500000.0 ** (torch.arange(0, 16, 2, dtype=torch.float32) / 16)).numpy()
+    frequencies = np.float32(1.0) / powers
+    angles = (positions * frequencies).astype(np.float64)
+    tables = rotary_tables(torch.arange(2000)[None], config)
+    assert np.abs(tables.cos[0, 0, :, :8].numpy() - np.cos(angles)).max() < 1e-6
+    assert np.abs(tables.sin[0, 0, :, 8:].numpy() - np.sin(angles)).max() < 1e-6
 
 
 def test_attention_is_not_causal() -> None:

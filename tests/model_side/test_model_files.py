@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from model_side_helpers import make_inputs, make_model
-from safetensors.torch import save_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from drivefine_agent.actions import ActionSpec
-from drivefine_agent.errors import DataError
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel, count_parameters
 from drivefine_agent.model.initialisation import fourier_features, ordinal_rows
-from drivefine_agent.model.weights import OURS_ALONE, llada_name, load_llada
 
 GENERATOR_PARAMETERS = 8_482_350_624
 BLOCK_PARAMETERS = 218_112_000
-
-
-def llada_names(num_blocks: int) -> list[str]:
-    """The tensor names of a LLaDA checkpoint, as its index lists them."""
-    in_block = [
-        "attn_norm", "attn_out", "ff_norm", "ff_out", "ff_proj", "k_proj", "q_proj", "up_proj", "v_proj"
-    ]  # fmt: skip
-    names = [f"model.transformer.blocks.{i}.{n}.weight" for i in range(num_blocks) for n in in_block]
-    return [
-        *names,
-        "model.transformer.wte.weight",
-        "model.transformer.ln_f.weight",
-        "model.transformer.ff_out.weight",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -51,105 +32,6 @@ def test_8b_parameter_counts(n_refine: int, added: int) -> None:
     assert counts["projector"] == 21_504_000 + 4_096
     assert counts["embeddings"] == counts["heads"] == (126_464 + 5_800) * 4_096
     assert counts["backbone"] == 32 * BLOCK_PARAMETERS + 4_096 + added
-
-
-def test_all_291_llada_names_map_one_to_one() -> None:
-    names = llada_names(32)
-    assert len(names) == 291
-    with torch.device("meta"):
-        model = DriveFineModel(DriveFineConfig.llada_8b())
-    ours = [llada_name(name) for name in names]
-    assert len(set(ours)) == 291
-    own_language = {
-        n
-        for n, _ in model.named_parameters()
-        if n.startswith(("embeddings.", "backbone.", "heads.")) and not n.startswith(OURS_ALONE)
-    }
-    assert set(ours) == own_language
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    assert sum(int(np.prod(shapes[n])) for n in own_language) == 8_015_581_184
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ("model.transformer.blocks.3.ff_out.weight", "backbone.layers.3.mlp.down_proj.weight"),
-        ("model.transformer.ff_out.weight", "heads.lm_head.weight"),
-        ("model.transformer.blocks.31.ff_proj.weight", "backbone.layers.31.mlp.gate_proj.weight"),
-        ("model.mm_projector.2.bias", "projector.layers.2.bias"),
-        ("model.image_newline", "projector.newline"),
-        (
-            "model.vision_tower.vision_tower.vision_model.encoder.layers.25.mlp.fc1.weight",
-            "vision.tower.encoder.layers.25.mlp.fc1.weight",
-        ),
-        ("model.transformer.blocks.3.rotary.weight", None),
-        ("lm_head.weight", None),
-    ],
-)
-def test_the_traps_among_the_names(theirs: str, ours: str | None) -> None:
-    assert llada_name(theirs) == ours
-
-
-def write_llada(folder: Path, model: DriveFineModel, with_vision: bool) -> dict[str, torch.Tensor]:
-    """A checkpoint in the foreign names, in two shards, of the model's shapes; returns ours -> tensor."""
-    inverse = {llada_name(n): n for n in llada_names(6)}
-    for name, _ in model.named_parameters():
-        if name.startswith("vision.tower."):
-            rest = name.removeprefix("vision.tower.")
-            inverse[name] = f"model.vision_tower.vision_tower.vision_model.{rest}"
-        elif name.startswith("projector.layers."):
-            inverse[name] = "model.mm_projector." + name.removeprefix("projector.layers.")
-    inverse["projector.newline"] = "model.image_newline"
-    torch.manual_seed(3)
-    tensors = {
-        ours: torch.randn(model.get_parameter(ours).shape)
-        for ours in inverse
-        if with_vision or not ours.startswith(("vision.", "projector."))
-    }
-    names = sorted(tensors)
-    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for shard, members in shards.items():
-        save_file({inverse[n]: tensors[n] for n in members}, folder / shard)
-    weight_map = {inverse[n]: shard for shard, members in shards.items() for n in members}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return tensors
-
-
-@pytest.mark.parametrize("with_vision", [True, False], ids=["lavida", "llada"])
-def test_a_foreign_checkpoint_fills_the_model(tmp_path: Path, with_vision: bool) -> None:
-    model = DriveFineModel(DriveFineConfig.debug())
-    tensors = write_llada(tmp_path, model, with_vision)
-    report = load_llada(model, tmp_path, digit_ids=[5, 6, 7])
-    assert set(report.loaded) == set(tensors)
-    assert bool(report.missing) != with_vision
-    for name, tensor in tensors.items():
-        assert torch.equal(model.get_parameter(name), tensor), name
-    for i, block in enumerate(model.backbone.refine_layers):
-        source = f"backbone.layers.{4 + i}.self_attn.q_proj.weight"
-        assert torch.equal(block.self_attn.q_proj.weight, tensors[source])
-    for table, base in (
-        (model.embeddings.action_embed.weight, tensors["embeddings.embed_tokens.weight"]),
-        (model.heads.action_head.weight, tensors["heads.lm_head.weight"]),
-    ):
-        spread = float(base.std())
-        assert float(table.detach().std()) == pytest.approx(spread, rel=0.25)
-        # The mean of 96 rows that cover whole waves is near that of the reference rows.
-        assert (table.detach().mean(0) - base[5:8].mean(0)).abs().mean() < 0.6 * spread
-
-
-def test_a_checkpoint_with_gaps_or_foreign_tensors_is_refused(tmp_path: Path) -> None:
-    model = DriveFineModel(DriveFineConfig.debug())
-    with pytest.raises(DataError, match=r"no model\.safetensors"):
-        load_llada(model, tmp_path)
-    save_file({"model.transformer.wte.weight": torch.zeros(300, 64)}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match="lacks 56 tensors of the language model"):
-        load_llada(model, tmp_path)
-    save_file({"model.transformer.wte.weight": torch.zeros(300, 65)}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match=r"must have shape \(300, 64\), got \(300, 65\)"):
-        load_llada(model, tmp_path)
-    save_file({"model.layers.0.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match=r"got 'model\.layers\.0\.weight'"):
-        load_llada(model, tmp_path)
 
 
 @pytest.mark.parametrize(

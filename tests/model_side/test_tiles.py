@@ -80,10 +80,10 @@ def test_letterbox_bars_are_black_and_the_rest_is_visible() -> None:
     image = np.full((1080, 1920, 3), 200, dtype=np.uint8)
     spec = TileSpec(4, 2, 384, "letterbox")
     canvas = stitched(tile_image(image, spec), spec)
-    # 768 / 1080 * 1920 = 1365.33 columns of image, 85 and 86 black ones beside it.
+    # 768 / 1080 * 1920 = 1365.33, rounded up as LaViDa does: 1366 columns, 85 black ones on either side.
     assert (canvas[:, :85] == 0).all()
-    assert (canvas[:, 85 : 85 + 1365] == 200).all()
-    assert (canvas[:, 85 + 1365 :] == 0).all()
+    assert (canvas[:, 85 : 85 + 1366] == 200).all()
+    assert (canvas[:, 85 + 1366 :] == 0).all()
     assert spec.visible_cells(14) == (slice(0, 28), slice(3, 53))  # 50 of 56 columns
     tall = TileSpec(1, 1, 384, "letterbox")
     assert tall.visible_cells(14) == (

@@ -168,7 +168,7 @@ def test_equal_seeds_give_equal_models_and_other_seeds_others() -> None:
 def test_wrong_model_choices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"fields of DriveFineConfig, got \['n_refin'\]"):
         build_planner(ModelChoice(preset="debug", overrides={"n_refin": 1}), 0)
-    with pytest.raises(ValueError, match="converted checkpoint"):
+    with pytest.raises(ValueError, match="import_checkpoint"):
         build_planner(ModelChoice(preset="llada_8b"), 0)
     with pytest.raises(ValueError, match=r"model\.overrides must be empty"):
         build_planner(ModelChoice(init_from="x", overrides={"n_refine": 1}), 0)

@@ -42,7 +42,9 @@ def rotary_tables(positions: Tensor, config: LlamaConfig) -> Rotary:
     """
     width = head_width(config)
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = positions[..., None].float() / _rope_theta(config) ** exponents  # (N, Q, E / 2)
+    # The reciprocal first, as in LLaDA: rounded in the other order, angles near position 2000 move 1e-4.
+    frequencies = 1.0 / _rope_theta(config) ** exponents
+    angles = positions[..., None].float() * frequencies  # (N, Q, E / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     return Rotary(angles.cos(), angles.sin())
 
