@@ -42,11 +42,8 @@ def dataset(navsim_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic world with images in both stages."""
     folder = tmp_path_factory.mktemp("world") / "data"
-    make_world(
-        WorldConfig(
-            output=str(folder), seed=5, num_train_logs=0, num_val_logs=0, num_test_logs=2, num_workers=2
-        )
-    )
+    sizes = {"num_train_logs": 0, "num_val_logs": 0, "num_test_logs": 2, "num_two_stage_groups": 2}
+    make_world(WorldConfig(output=str(folder), seed=5, num_workers=2, **sizes))
     return folder
 
 
