@@ -44,16 +44,21 @@ def lane_keeping(
     if is_tie.any():  # GEOS decides what rounding could
         distance[is_tie] = shapely.distance(shapely.points(center[is_tie]), shapely.LineString(centerline))
     deviates = distance > MAX_DEVIATION_M
-    return np.where(_longest_run(deviates, in_intersection) >= NUM_STATES_TO_FAIL, 0.0, 1.0)
+    run = _longest_run(kernel_input(deviates, np.bool_), kernel_input(in_intersection, np.bool_))
+    return np.where(run >= NUM_STATES_TO_FAIL, 0.0, 1.0)
 
 
-def _longest_run(deviates: NDArray[np.bool_], skipped: NDArray[np.bool_]) -> NDArray[np.int64]:
+@njit(cache=True, nogil=True)
+def _longest_run(deviates, skipped):
     """(P,) most deviating states in a row, of (P, S) flags."""
-    count = np.zeros(len(deviates), dtype=np.int64)
-    longest = count.copy()
-    for t in range(deviates.shape[1]):
-        count = np.where(skipped[:, t], count, np.where(deviates[:, t], count + 1, 0))
-        longest = np.maximum(longest, count)
+    num_proposals, num_states = deviates.shape
+    longest = np.zeros(num_proposals, dtype=np.int64)
+    for p in range(num_proposals):
+        count = 0
+        for t in range(num_states):
+            if not skipped[p, t]:
+                count = count + 1 if deviates[p, t] else 0
+                longest[p] = max(longest[p], count)
     return longest
 
 

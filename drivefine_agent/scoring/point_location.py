@@ -67,7 +67,8 @@ class Entries(NamedTuple):
     held: NDArray[np.int64]
     """(E, 4) polygon, whether the reference point is inside, slice of the edges."""
     edges: FloatArray
-    """(N, 6) x and y of both vertices, tolerance of the cross product, side of the reference point: 1 left, -1 right, 0 about on the edge's line."""
+    """(N, 6) x and y of both vertices, tolerance of the cross product, and where the reference point is: 1 to
+    the left, -1 to the right, 0 about on the edge's line."""
     counts: NDArray[np.int64]
     """(2,) how many polygons and edges are in use."""
 
