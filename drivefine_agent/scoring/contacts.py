@@ -121,7 +121,7 @@ def _let_geos_decide(
     tracks: TrackBoxes,
     looks_ahead: tuple[int, ...],
 ) -> None:
-    """Moves first contacts (P, K) forward to undecided pairs (U, 3) of proposal, position, track that touch."""
+    """Moves first contacts (P, K) forward to undecided pairs (U, 3: proposal, position, track) that touch."""
     p, position, k = undecided.T
     t, look = position // len(looks_ahead), np.array(looks_ahead)[position % len(looks_ahead)]
     speed, heading = np.hypot(states[p, t, 3], states[p, t, 4]), states[p, t, 2]
