@@ -146,8 +146,8 @@ def _run_official(
         if run.returncode != 0:
             last_line = (run.stderr.strip().splitlines() or ["no message"])[-1]
             raise DataError(
-                f"the comparison needs an interpreter that runs NAVSIM 1.1, {interpreter} says: {last_line}; set "
-                f"{INTERPRETER_VARIABLE}"
+                f"the comparison needs an interpreter that runs NAVSIM 1.1, {interpreter} says: {last_line}; "
+                f"set {INTERPRETER_VARIABLE}"
             )
         response: dict[str, Any] = json.loads(answered.read_text())
         return response

@@ -182,9 +182,7 @@ def look_at_cell(column, row, cells, entries, near, table):
         for b in range(blocks[m], blocks[m + 1]):
             if overlaps(block_bounds, b, x_low, y_low, x_high, y_high):
                 first, last = block_vertices[b, 0], block_vertices[b, 1]
-                num_edges = _note_edges(
-                    xy, first, last, x_low, y_low, x_high, y_high, x, y, edges, num_edges
-                )
+                num_edges = _note_edges(xy, first, last, x_low, y_low, x_high, y_high, x, y, edges, num_edges)
         inside = even_odd(x, y, m, xy, blocks, block_vertices, block_bounds)
         if num_edges > first_edge or inside != OUTSIDE:
             held[num_held, 0] = m

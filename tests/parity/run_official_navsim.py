@@ -7,8 +7,8 @@ so it uses nothing of this package and nothing newer than Python 3.9.
 
 REQUEST: `log_dir`, `maps_root`, `cache_dir` (a scratch folder), `num_history_frames`, `num_future_frames` and
 `trajectories`, {token: [[24 floats: (8, 3) row-major], ...]}.
-RESPONSE: `rows`, {token: [{column: value, ...}, ...]}, in the order of the request; `seconds`, {token: [CPU time
-of the call of `pdm_score`, ...]}; `sizes`, {token: [tracks, map polygons]} of the official metric cache.
+RESPONSE: `rows`, {token: [{column: value, ...}, ...]}, in the order of the request; `seconds`, {token: [CPU
+time of the call of `pdm_score`, ...]}; `sizes`, {token: [tracks, map polygons]} of the official metric cache.
 
 Each scene gets its own metric-cache processor: NAVSIM's planner remembers the objects that an earlier scene
 of the same worker overlapped, which would make the reference depend on the order of the scenes.
