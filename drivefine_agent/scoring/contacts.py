@@ -125,9 +125,8 @@ def _let_geos_decide(
     p, position, k = undecided.T
     t, look = position // len(looks_ahead), np.array(looks_ahead)[position % len(looks_ahead)]
     speed, heading = np.hypot(states[p, t, 3], states[p, t, 4]), states[p, t, 2]
-    way = speed * look * SIM_INTERVAL_S
-    shift = np.stack([np.cos(heading) * way, np.sin(heading) * way], axis=-1)  # (U, 2)
-    ego = shapely.polygons(points[p, t, :4] + shift[:, None])
+    velocity = np.stack([np.cos(heading) * speed, np.sin(heading) * speed], axis=-1)  # (U, 2)
+    ego = shapely.polygons(points[p, t, :4] + (velocity * (look * SIM_INTERVAL_S)[:, None])[:, None])
     touches = shapely.intersects(ego, shapely.polygons(np.asarray(tracks.corners)[t + look, k]))
     for row, at, track in undecided[touches]:
         if first[row, track] < 0 or at < first[row, track]:
