@@ -4,9 +4,10 @@
 
 Smooth, wild, reversing and standing trajectories; lanes with edges exactly along the ego's sides; tracks that
 touch, miss by a nanometre or overlap by one; duplicate polygons, holes, repeated vertices. Every discrete
-sub-score of NAVSIM 1.1 and of NAVSIM 2 (non-reactive) must be equal, progress and comfort margins within 1e-9.
-Where the two differ although a decision of the oracle hangs on less than TIE (an angle, a speed, a rounding to
-8 decimals), the pair is counted as a tie; contacts and points in polygons have no such excuse.
+sub-score of NAVSIM 1.1 and of NAVSIM 2 (non-reactive) must be equal, progress within 1e-9, comfort margins
+within the rounding to 8 decimals.
+Where the two differ although a decision of the oracle hangs on less than TIE (an angle, a speed, a rounding
+to 8 decimals), the pair is counted as a tie; contacts and points in polygons have no such excuse.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import shapely
@@ -79,7 +81,7 @@ def draw_poses(rng: np.random.Generator, speed: float, count: int) -> np.ndarray
 
 
 def draw_areas(rng: np.random.Generator, pose: np.ndarray) -> list[Area]:
-    """Strips along the ego's way with shared edges, some exactly along its sides, and blobs, some with holes."""
+    """Strips along the ego's way that share edges, some exactly at its sides; blobs, some with holes."""
     along = np.array([np.cos(pose[2]), np.sin(pose[2])])
     left = np.array([-along[1], along[0]])
 
@@ -92,7 +94,7 @@ def draw_areas(rng: np.random.Generator, pose: np.ndarray) -> list[Area]:
 
     edges = np.sort(rng.choice([-8.0, -5.3, -3.5, -1.1485, 0.0, 1.1485, 1.8, 3.5, 7.0], 4, replace=False))
     areas = [Area(strip(edges[0], edges[-1], -60.0, 60.0), PolygonKind.ROADBLOCK)]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         areas.append(Area(strip(low, high, -40.0, 50.0), PolygonKind.LANE, bool(rng.random() < 0.6)))
     for _ in range(int(rng.integers(4, 12))):
         count = int(rng.integers(3, 60))
@@ -191,7 +193,8 @@ def compare(seed: int, count: int, report: FuzzReport) -> None:
             report.num_ties += int(is_tie.sum())
             for p in np.flatnonzero(wrong & ~is_tie):
                 report.mismatches.append(
-                    f"seed {seed} row {p} {name}: kernel {mine[p]}, oracle {value[p]}, margin {decisive[p]:.1e}"
+                    f"seed {seed} row {p} {rules} {name}: kernel {mine[p]}, oracle {value[p]}, margin "
+                    f"{decisive[p]:.1e}"
                 )
             if name in margins:
                 off = np.abs(np.abs(margins[name]).min(axis=1) - decisive)

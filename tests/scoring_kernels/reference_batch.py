@@ -1,4 +1,4 @@
-"""All sub-scores once more, for many trajectories: numpy, shapely and scipy, with ignore lists and no shortcuts.
+"""All sub-scores once more, for many trajectories: numpy, shapely, scipy, ignore lists and no shortcuts.
 
 Follows pdm-scorer 4.1-4.10. Every function returns values (P,) and by how much the closest of the decisions
 behind a value was taken (P,), infinite where geometry decided alone (GEOS decides that exactly).
