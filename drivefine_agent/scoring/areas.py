@@ -1,8 +1,8 @@
 """Where the ego stands at each time: off the drivable area, across lanes, off the route, on an intersection.
 
 A point counts as inside a polygon only strictly: a point on the boundary is outside. The compiled kernel
-decides by the even-odd rule and hands every footprint that has a point within 1e-7 m of an edge to GEOS,
-which decides exactly.
+(`point_location`) hands every footprint that has a point within 1e-7 m of an edge to GEOS, which decides
+exactly.
 
 Shape letters: P proposals, S simulated states, M polygons.
 Source: pdm-scorer 4.1; NAVSIM v1.1, PDMScorer's ego areas.
@@ -18,12 +18,19 @@ from numba import njit
 from numpy.typing import NDArray
 
 from drivefine_agent.scoring.kernel_arrays import kernel_input
+from drivefine_agent.scoring.point_location import (
+    OUTSIDE,
+    TOO_CLOSE,
+    UNKNOWN,
+    cell_of,
+    cells_over,
+    crossings,
+    even_odd,
+    look_at_cell,
+    reference_point,
+)
 from drivefine_agent.scoring.polygons import DrivablePolygons
 from drivefine_agent.scoring.types import FloatArray, PolygonKind
-
-EDGE_TOLERANCE_M = 1e-7
-
-_BLOCK_EDGES = 16
 
 _LANE = int(PolygonKind.LANE)
 _LANE_CONNECTOR = int(PolygonKind.LANE_CONNECTOR)
@@ -66,14 +73,7 @@ def ego_areas(points: FloatArray, rear_axle: FloatArray, polygons: DrivablePolyg
     """
     tested = kernel_input(np.concatenate([points, rear_axle[..., None, :]], axis=-2))
     kind, on_route = kernel_input(polygons.kind, np.int64), kernel_input(polygons.on_route, np.bool_)
-    flags, is_close = _area_flags(
-        tested,
-        kernel_input(polygons.xy),
-        kernel_input(polygons.ring_offsets, np.int64),
-        kernel_input(polygons.part_offsets, np.int64),
-        kind,
-        on_route,
-    )
+    flags, is_close = _area_flags(tested, polygons.table, kind, on_route)
     if is_close.any():
         flags[is_close] = _exact_flags(tested[is_close], polygons)
     return EgoAreas(
@@ -146,134 +146,50 @@ def _flags_of_state(masks, candidates, num_candidates, kind, on_route, flags):
 
 
 @njit(cache=True, nogil=True)
-def _edge_blocks(xy, ring_offsets, part_offsets):
-    """Runs of consecutive edges with common bounds, so that most edges are passed over sixteen at a time.
-
-    Returns the blocks of each polygon (M + 1,), the first and last vertex of each block (B, 2), and its
-    bounds (B, 3): least y, largest y, largest x.
-    """
-    num_polygons = part_offsets.shape[0] - 1
-    most = xy.shape[0] // _BLOCK_EDGES + ring_offsets.shape[0]
-    offsets = np.zeros(num_polygons + 1, dtype=np.int64)
-    spans = np.empty((most, 2), dtype=np.int64)
-    bounds = np.empty((most, 3))
-    count = 0
-    for m in range(num_polygons):
-        for r in range(part_offsets[m], part_offsets[m + 1]):
-            for first in range(ring_offsets[r], ring_offsets[r + 1] - 1, _BLOCK_EDGES):
-                last = min(first + _BLOCK_EDGES, ring_offsets[r + 1] - 1)
-                spans[count, 0], spans[count, 1] = first, last
-                bounds[count, 0], bounds[count, 1], bounds[count, 2] = np.inf, -np.inf, -np.inf
-                for v in range(first, last + 1):
-                    bounds[count, 0] = min(bounds[count, 0], xy[v, 1])
-                    bounds[count, 1] = max(bounds[count, 1], xy[v, 1])
-                    bounds[count, 2] = max(bounds[count, 2], xy[v, 0])
-                count += 1
-        offsets[m + 1] = count
-    return offsets, spans[:count], bounds[:count]
-
-
-@njit(cache=True, nogil=True)
-def _bounds_of(points):
-    """Least x, least y, largest x, largest y of points (..., 2) given as (n, 2)."""
-    x_low, y_low, x_high, y_high = np.inf, np.inf, -np.inf, -np.inf
-    for k in range(points.shape[0]):
-        x_low = min(x_low, points[k, 0])
-        y_low = min(y_low, points[k, 1])
-        x_high = max(x_high, points[k, 0])
-        y_high = max(y_high, points[k, 1])
-    return x_low, y_low, x_high, y_high
-
-
-@njit(cache=True, nogil=True)
-def _overlaps(boxes, m, x_low, y_low, x_high, y_high):
-    return boxes[m, 0] < x_high and boxes[m, 2] > x_low and boxes[m, 1] < y_high and boxes[m, 3] > y_low
-
-
-@njit(cache=True, nogil=True)
-def _area_flags(points, xy, ring_offsets, part_offsets, kind, on_route):
+def _area_flags(points, table, kind, on_route):
     """Flags (P, S, 5) and, (P, S), whether a point was too close to an edge to decide them here."""
-    num_proposals, num_states = points.shape[:2]
-    num_polygons = part_offsets.shape[0] - 1
+    num_proposals, num_states, num_points = points.shape[:3]
     flags = np.zeros((num_proposals, num_states, 5), dtype=np.bool_)
     is_close = np.zeros((num_proposals, num_states), dtype=np.bool_)
+    cells, entries, near = cells_over(points.reshape(-1, 2), table)
+    # Unpacked, as numba counts references at every access to a field.
+    x_low, y_low, size, num_x, num_y, entries_of = cells
+    held, edges, _ = entries
+    xy, _, blocks, block_vertices, block_bounds = table
 
-    boxes = np.empty((num_polygons, 4))
-    for m in range(num_polygons):
-        boxes[m] = _bounds_of(xy[ring_offsets[part_offsets[m]] : ring_offsets[part_offsets[m + 1]]])
-    blocks, spans, bounds = _edge_blocks(xy, ring_offsets, part_offsets)
-
-    near = np.empty(num_polygons, dtype=np.int64)
-    candidates = np.empty(num_polygons, dtype=np.int64)
-    masks = np.empty(num_polygons, dtype=np.int64)
+    # The polygons that hold a point of the present state, and which points each of them holds.
+    candidates = np.empty(kind.shape[0], dtype=np.int64)
+    masks = np.empty(kind.shape[0], dtype=np.int64)
+    place = np.full(kind.shape[0], -1, dtype=np.int64)
     for p in range(num_proposals):
-        # Polygons that this proposal can touch at all; then, per state, those that can hold one of its
-        # points.
-        x_low, y_low, x_high, y_high = _bounds_of(points[p].reshape(-1, 2))
-        num_near = 0
-        for m in range(num_polygons):
-            if _overlaps(boxes, m, x_low, y_low, x_high, y_high):
-                near[num_near] = m
-                num_near += 1
         for t in range(num_states):
-            state_points = points[p, t]
-            x_low, y_low, x_high, y_high = _bounds_of(state_points)
             num_candidates = 0
-            for c in range(num_near):
-                m = near[c]
-                if not _overlaps(boxes, m, x_low, y_low, x_high, y_high):
+            for k in range(num_points):
+                x, y = points[p, t, k, 0], points[p, t, k, 1]
+                column, row = cell_of(x, y, x_low, y_low, size, num_x, num_y)
+                if column < 0:
                     continue
-                mask = 0
-                for b in range(blocks[m], blocks[m + 1]):
-                    if (
-                        bounds[b, 0] > y_high + EDGE_TOLERANCE_M
-                        or bounds[b, 1] < y_low - EDGE_TOLERANCE_M
-                        or bounds[b, 2] < x_low - EDGE_TOLERANCE_M
-                    ):
-                        continue  # wholly above, below or to the left of all points: cannot matter
-                    mask ^= _crossings(state_points, xy, spans[b, 0], spans[b, 1], x_low, y_low, y_high)
-                    if mask < 0:
-                        break
-                if mask < 0:
-                    is_close[p, t] = True
-                    break
-                candidates[num_candidates] = m
-                masks[num_candidates] = mask
-                num_candidates += 1
-            if not is_close[p, t]:
-                _flags_of_state(masks, candidates, num_candidates, kind, on_route, flags[p, t])
+                if entries_of[row, column, 0] < 0:
+                    entries = look_at_cell(column, row, cells, entries, near, table)
+                    held, edges, _ = entries
+                reference_x, reference_y = reference_point(column, row, x_low, y_low, size)
+                for e in range(entries_of[row, column, 0], entries_of[row, column, 1]):
+                    m, inside = held[e, 0], held[e, 1]
+                    if held[e, 2] < held[e, 3]:  # the polygon's edges come into the cell
+                        crossed = crossings(x, y, reference_x, reference_y, edges, held[e, 2], held[e, 3])
+                        if inside == UNKNOWN or crossed < 0:
+                            inside = even_odd(x, y, m, xy, blocks, block_vertices, block_bounds)
+                        else:
+                            inside ^= crossed & 1
+                    if inside == OUTSIDE:
+                        continue
+                    is_close[p, t] |= inside == TOO_CLOSE
+                    if place[m] < 0:
+                        place[m] = num_candidates
+                        candidates[num_candidates], masks[num_candidates] = m, 0
+                        num_candidates += 1
+                    masks[place[m]] |= 1 << k
+            _flags_of_state(masks, candidates, num_candidates, kind, on_route, flags[p, t])
+            for c in range(num_candidates):
+                place[candidates[c]] = -1
     return flags, is_close
-
-
-@njit(cache=True, nogil=True)
-def _crossings(points, xy, first, last, x_low, y_low, y_high):
-    """Bit mask of points whose ray towards +x crosses the edges an odd number of times; -1 if one is close.
-
-    The edges run between the vertices `first` to `last`; `x_low`, `y_low` and `y_high` bound the points.
-    """
-    mask = 0
-    x_low -= EDGE_TOLERANCE_M
-    y_low -= EDGE_TOLERANCE_M
-    y_high += EDGE_TOLERANCE_M
-    x2, y2 = xy[first, 0], xy[first, 1]
-    for v in range(first + 1, last + 1):
-        x1, y1 = x2, y2
-        x2, y2 = xy[v, 0], xy[v, 1]
-        if (y1 < y_low and y2 < y_low) or (y1 > y_high and y2 > y_high) or (x1 < x_low and x2 < x_low):
-            continue
-        edge_x, edge_y = x2 - x1, y2 - y1
-        tolerance = EDGE_TOLERANCE_M * np.sqrt(edge_x * edge_x + edge_y * edge_y)
-        for k in range(points.shape[0]):
-            to_x, to_y = points[k, 0] - x1, points[k, 1] - y1
-            if min(to_y, to_y - edge_y) > EDGE_TOLERANCE_M or max(to_y, to_y - edge_y) < -EDGE_TOLERANCE_M:
-                continue
-            cross = edge_x * to_y - edge_y * to_x  # > 0: the point is left of the directed edge
-            if (
-                abs(cross) <= tolerance
-                and min(to_x, to_x - edge_x) <= EDGE_TOLERANCE_M
-                and max(to_x, to_x - edge_x) >= -EDGE_TOLERANCE_M
-            ):
-                return -1
-            if (y1 > points[k, 1]) != (y2 > points[k, 1]) and (cross > 0.0) == (edge_y > 0.0):
-                mask ^= 1 << k
-    return mask

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from drivefine_agent.scoring.angles import relative_angle
 from drivefine_agent.scoring.areas import EgoAreas
-from drivefine_agent.scoring.contacts import TrackBoxes, bumper_contacts, contact_table
+from drivefine_agent.scoring.contacts import TrackBoxes, bumper_contacts, first_contacts
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.types import FloatArray
 
@@ -49,11 +49,7 @@ def no_at_fault_collisions(
       (P,) 1, 0.5 (a static object was hit) or 0 (an agent was hit), and (P,) the index of the first state
       with an at-fault collision, inf without one.
     """
-    table = contact_table(points[:, :, :4], tracks, np.arange(states.shape[1]))
-    first = _first_contacts(
-        kernel_input(table, np.int8),
-        kernel_input(np.zeros(table.shape[2]) if ignored is None else ignored, np.bool_),
-    )
+    first = first_contacts(states, points, tracks, ignored)
     verdict = _verdicts(
         kernel_input(first, np.int64),
         kernel_input(states),
@@ -71,19 +67,6 @@ def no_at_fault_collisions(
     score = np.where(at_fault, value, 1.0).min(axis=1, initial=1.0)
     first_index = np.where(at_fault, first, np.inf).min(axis=1, initial=np.inf)
     return score, first_index
-
-
-@njit(cache=True, nogil=True)
-def _first_contacts(table, ignored):
-    """(P, K) index of the first contact with each track; -1 without one and for ignored tracks."""
-    num_proposals, num_samples, num_tracks = table.shape
-    first = np.full((num_proposals, num_tracks), -1, dtype=np.int64)
-    for p in range(num_proposals):
-        for s in range(num_samples):
-            for k in range(num_tracks):
-                if table[p, s, k] != 0 and first[p, k] < 0 and not ignored[k]:
-                    first[p, k] = s
-    return first
 
 
 @njit(cache=True, nogil=True)

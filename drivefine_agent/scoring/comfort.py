@@ -93,19 +93,15 @@ def savgol_filter(
     return SeriesFilter(start, weights)
 
 
-Table = tuple[NDArray[np.int64], FloatArray]
-"""First input sample (n,) and weights (n, window) of a filter, as the kernels take them."""
-
-
 @lru_cache(maxsize=64)
-def filter_table(num_samples: int, window: int, degree: int, derivative: int) -> Table:
-    """A filter for a series of `num_samples`; a longer window is cut to the series.
+def filter_weights(num_samples: int, window: int, degree: int, derivative: int) -> FloatArray:
+    """(window, n) transposed weights of a filter for a series of n samples, as the kernels take them.
 
-    The official sampling interval is the mean step of arange(n) * 0.1.
+    A longer window is cut to the series. The official sampling interval is the mean step of arange(n) * 0.1.
     """
     interval_s = float(np.mean(np.diff(np.arange(num_samples) * SIM_INTERVAL_S)))
-    table = savgol_filter(num_samples, min(window, num_samples), degree, derivative, interval_s)
-    return kernel_input(table.start, np.int64), kernel_input(table.weights)
+    savgol = savgol_filter(num_samples, min(window, num_samples), degree, derivative, interval_s)
+    return kernel_input(savgol.weights.T)
 
 
 def comfort(states: FloatArray) -> FloatArray:
@@ -139,11 +135,11 @@ def comfort_margins(states: FloatArray) -> FloatArray:
     return _margins(
         array,
         kernel_input(array[:, :, StateIndex.AX]),
-        filter_table(n, n, 2, 0),
-        filter_table(n, _ACCEL_WINDOW, 2, 0),
-        filter_table(n, n, 2, 1),
-        filter_table(n, _YAW_WINDOW, 2, 1),
-        filter_table(n, _YAW_WINDOW, 3, 2),
+        filter_weights(n, n, 2, 0),
+        filter_weights(n, _ACCEL_WINDOW, 2, 0),
+        filter_weights(n, n, 2, 1),
+        filter_weights(n, _YAW_WINDOW, 2, 1),
+        filter_weights(n, _YAW_WINDOW, 3, 2),
     )
 
 
@@ -168,27 +164,40 @@ def history_comfort_margins(states: FloatArray, history: FloatArray) -> FloatArr
     n = array.shape[1]
     turning = array[:, :, StateIndex.YAW_RATE] ** 2 + array[:, :, StateIndex.YAW_ACCEL]
     center_ax = array[:, :, StateIndex.AX] + EGO_REAR_AXLE_TO_CENTER_M * turning
-    smooth = filter_table(n, _ACCEL_WINDOW, 2, 0)
+    smooth = filter_weights(n, _ACCEL_WINDOW, 2, 0)
     return _margins(
         array,
         kernel_input(center_ax),
         smooth,
         smooth,
-        filter_table(n, _JERK_WINDOW, 2, 1),
-        filter_table(n, _YAW_WINDOW, 2, 1),
-        filter_table(n, _YAW_WINDOW, 3, 2),
+        filter_weights(n, _JERK_WINDOW, 2, 1),
+        filter_weights(n, _YAW_WINDOW, 2, 1),
+        filter_weights(n, _YAW_WINDOW, 3, 2),
     )
 
 
 @njit(cache=True, nogil=True)
-def _apply(series, table, out):
-    """Filter a series and round the result to 8 decimals."""
-    start, weights = table
-    for i in range(weights.shape[0]):
-        total = 0.0
-        for j in range(weights.shape[1]):
-            total += weights[i, j] * series[start[i] + j]
-        out[i] = np.rint(total * 1e8) / 1e8
+def _apply(series, weights, out):
+    """Filter a series (n,) with weights (window, n) and round the result to 8 decimals.
+
+    The samples of an output are added up in their order; the outputs are innermost, which vectorises.
+    """
+    window, size = weights.shape
+    half = window // 2
+    inner = size - 2 * half
+    out[:] = 0.0
+    for j in range(window):
+        first, last = series[j], series[size - window + j]
+        shifted = series[half - (window - 1) // 2 + j :]
+        row = weights[j]
+        for i in range(half):
+            out[i] += row[i] * first
+        for i in range(inner):
+            out[half + i] += row[half + i] * shifted[i]
+        for i in range(half + inner, size):
+            out[i] += row[i] * last
+    for i in range(size):
+        out[i] = np.rint(out[i] * 1e8) / 1e8
 
 
 @njit(cache=True, nogil=True)

@@ -1,28 +1,36 @@
-"""Which ego boxes touch which tracks: circles first, then separating axes, then GEOS for near ties.
+"""When the ego first touches each track: bounds first, then circles, separating axes, and GEOS for near ties.
 
 Touching counts as contact. The separating-axis test differs from GEOS only where the gap (or the overlap) is
 of the order of rounding errors, so pairs within a micrometre are decided by GEOS itself.
 
-Shape letters: P proposals, S samples, K tracks.
+Only first contacts matter (pdm-scorer 4.2), so a track is looked at no more once it has been touched.
+
+Shape letters: P proposals, S states, F looks ahead, T samples, K tracks, W windows of time.
 Source: pdm-scorer 4.2, 4.7 and 7.4.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import shapely
 from numba import njit
 from numpy.typing import NDArray
 
+from drivefine_agent.constants import SIM_INTERVAL_S
 from drivefine_agent.geometry.indices import CornerIndex
+from drivefine_agent.scoring.footprint import HALF_LENGTH_M, HALF_WIDTH_M
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.types import FloatArray, ScoringScene
 
 TIE_TOLERANCE_M = 1e-6
 _UNDECIDED = 2
-_CHUNK_SAMPLES = 16
+_WINDOW_STEP = 4
+_WINDOW_SAMPLES = 16  # enough for sixteen states, or for four with looks ahead up to 0.9 s
+_EGO_RADIUS_M = math.hypot(HALF_LENGTH_M, HALF_WIDTH_M)
 
 
 @dataclass(frozen=True)
@@ -51,31 +59,78 @@ class TrackBoxes:
             is_stopped=scene.track_is_stopped,
         )
 
+    @cached_property
+    def boxes(self) -> FloatArray:
+        """(T, K, 7) rows of `_fill_box`, zeros where absent; for the kernels."""
+        boxes = _box_table(kernel_input(self.corners), kernel_input(self.exists, np.bool_))
+        return kernel_input(boxes)
 
-def contact_table(
-    ego_corners: FloatArray, tracks: TrackBoxes, samples: NDArray[np.int64]
-) -> NDArray[np.int8]:
-    """Contacts of ego boxes with the tracks.
+    @cached_property
+    def windows(self) -> FloatArray:
+        """(W, K, 4) bounds of each track over windows of sixteen samples, one from every fourth sample on."""
+        return kernel_input(_window_bounds(self.boxes, kernel_input(self.exists, np.bool_)))
+
+
+def first_contacts(
+    states: FloatArray,
+    points: FloatArray,
+    tracks: TrackBoxes,
+    ignored: NDArray[np.bool_] | None = None,
+    looks_ahead: tuple[int, ...] = (0,),
+    min_speed_mps: float = 0.0,
+) -> NDArray[np.int64]:
+    """The first contact of each proposal with each track.
+
+    At every state, and for every look ahead in turn, the ego's box, moved straight on by the way it makes
+    meanwhile, is compared with the tracks at that time.
 
     Args:
-      ego_corners: (P, S, 4, 2) [m], global, in the order of CornerIndex.
-      tracks: the other road users.
-      samples: (S,) index into the tracks' time axis for each ego box.
+      states: (P, S, 11) simulated states.
+      points: (P, S, 5, 2) corners and centre of the ego in these states (or more of them).
+      tracks: the other road users; sample t belongs to state t.
+      ignored: (K,) tracks that never count.
+      looks_ahead: F times ahead, in samples.
+      min_speed_mps: slower states are passed over.
 
     Returns:
-      (P, S, K) 1 where the box touches the track, else 0.
+      (P, K) state x F + position of the look ahead, -1 without a contact.
     """
-    corners = kernel_input(ego_corners)
-    track_corners = kernel_input(tracks.corners)
-    boxes = _box_table(track_corners, kernel_input(tracks.exists, np.bool_))
-    times = kernel_input(samples, np.int64)
-    table, num_undecided = _contacts(corners, boxes, kernel_input(tracks.exists, np.bool_), times)
-    if num_undecided:
-        p, s, k = np.nonzero(table == _UNDECIDED)
-        table[p, s, k] = shapely.intersects(
-            shapely.polygons(corners[p, s]), shapely.polygons(track_corners[times[s], k])
-        )
-    return table
+    state_array, point_array = kernel_input(states), kernel_input(points)
+    exists = kernel_input(tracks.exists, np.bool_)
+    never = np.zeros(exists.shape[1]) if ignored is None else ignored
+    first, undecided = _first_contacts(
+        state_array,
+        point_array,
+        tracks.boxes,
+        tracks.windows,
+        exists,
+        kernel_input(never, np.bool_),
+        kernel_input(looks_ahead, np.int64),
+        min_speed_mps,
+    )
+    if len(undecided):
+        _let_geos_decide(first, undecided, states, points, tracks, looks_ahead)
+    return first
+
+
+def _let_geos_decide(
+    first: NDArray[np.int64],
+    undecided: NDArray[np.int64],
+    states: FloatArray,
+    points: FloatArray,
+    tracks: TrackBoxes,
+    looks_ahead: tuple[int, ...],
+) -> None:
+    """Moves first contacts (P, K) forward to undecided pairs (U, 3: proposal, position, track) that touch."""
+    p, position, k = undecided.T
+    t, look = position // len(looks_ahead), np.array(looks_ahead)[position % len(looks_ahead)]
+    speed, heading = np.hypot(states[p, t, 3], states[p, t, 4]), states[p, t, 2]
+    velocity = np.stack([np.cos(heading) * speed, np.sin(heading) * speed], axis=-1)  # (U, 2)
+    ego = shapely.polygons(points[p, t, :4] + (velocity * (look * SIM_INTERVAL_S)[:, None])[:, None])
+    touches = shapely.intersects(ego, shapely.polygons(np.asarray(tracks.corners)[t + look, k]))
+    for row, at, track in undecided[touches]:
+        if first[row, track] < 0 or at < first[row, track]:
+            first[row, track] = at
 
 
 def bumper_contacts(ego_corners: FloatArray, track_corners: FloatArray) -> NDArray[np.bool_]:
@@ -152,73 +207,113 @@ def _decide(ego, box):
 
 
 @njit(cache=True, nogil=True)
-def _track_bounds(boxes, exists, samples):
-    """(C, K, 4) least x and y, largest x and y of each track over each chunk of samples; empty if absent."""
-    num_tracks = exists.shape[1]
-    num_chunks = (samples.shape[0] + _CHUNK_SAMPLES - 1) // _CHUNK_SAMPLES
-    bounds = np.empty((num_chunks, num_tracks, 4))
-    bounds[:, :, :2] = np.inf
-    bounds[:, :, 2:] = -np.inf
-    for s in range(samples.shape[0]):
-        chunk, time = s // _CHUNK_SAMPLES, samples[s]
+def _window_bounds(boxes, exists):
+    """(W, K, 4) least x and y, largest x and y of each track from sample 4 W on; empty where absent."""
+    num_times, num_tracks = exists.shape
+    num_windows = (num_times + _WINDOW_STEP - 1) // _WINDOW_STEP
+    bounds = np.empty((num_windows, num_tracks, 4))
+    for w in range(num_windows):
         for k in range(num_tracks):
-            if exists[time, k]:
-                reach = abs(boxes[time, k, 6]) + TIE_TOLERANCE_M
-                bounds[chunk, k, 0] = min(bounds[chunk, k, 0], boxes[time, k, 0] - reach)
-                bounds[chunk, k, 1] = min(bounds[chunk, k, 1], boxes[time, k, 1] - reach)
-                bounds[chunk, k, 2] = max(bounds[chunk, k, 2], boxes[time, k, 0] + reach)
-                bounds[chunk, k, 3] = max(bounds[chunk, k, 3], boxes[time, k, 1] + reach)
+            x_low, y_low, x_high, y_high = np.inf, np.inf, -np.inf, -np.inf
+            for t in range(w * _WINDOW_STEP, min(w * _WINDOW_STEP + _WINDOW_SAMPLES, num_times)):
+                if exists[t, k]:
+                    reach = abs(boxes[t, k, 6]) + TIE_TOLERANCE_M
+                    x_low, y_low = min(x_low, boxes[t, k, 0] - reach), min(y_low, boxes[t, k, 1] - reach)
+                    x_high, y_high = max(x_high, boxes[t, k, 0] + reach), max(y_high, boxes[t, k, 1] + reach)
+            bounds[w, k, 0], bounds[w, k, 1], bounds[w, k, 2], bounds[w, k, 3] = x_low, y_low, x_high, y_high
     return bounds
 
 
 @njit(cache=True, nogil=True)
-def _contacts(ego_corners, boxes, exists, samples):
-    """(P, S, K) answers of _decide, and how many of them are left to GEOS."""
-    num_proposals, num_samples = ego_corners.shape[:2]
-    num_tracks = exists.shape[1]
-    table = np.zeros((num_proposals, num_samples, num_tracks), dtype=np.int8)
+def _first_contacts(states, points, boxes, windows, exists, ignored, looks_ahead, min_speed_mps):
+    """(P, K) first contacts for certain, and (U, 3) pairs before them that are left to GEOS."""
+    num_proposals, num_states = states.shape[:2]
+    num_tracks, num_looks = exists.shape[1], looks_ahead.shape[0]
+    first = np.full((num_proposals, num_tracks), -1, dtype=np.int64)
+    undecided = np.empty((16, 3), dtype=np.int64)
     num_undecided = 0
-    bounds = _track_bounds(boxes, exists, samples)
+    states_at_once = max(1, _WINDOW_SAMPLES // num_looks)
     near = np.empty(num_tracks, dtype=np.int64)
-    ego = np.empty(7)
+    ego = np.empty((states_at_once, 5))  # centre, unit vector along, speed
+    box = np.empty(7)
+    box[4], box[5], box[6] = HALF_LENGTH_M, HALF_WIDTH_M, _EGO_RADIUS_M
     for p in range(num_proposals):
-        for chunk in range(bounds.shape[0]):
-            first = chunk * _CHUNK_SAMPLES
-            last = min(first + _CHUNK_SAMPLES, num_samples)
-
-            # Tracks that come near the ego at all within this chunk of samples.
-            x_low, y_low, x_high, y_high = np.inf, np.inf, -np.inf, -np.inf
-            for s in range(first, last):
-                for corner in range(4):
-                    x_low = min(x_low, ego_corners[p, s, corner, 0])
-                    y_low = min(y_low, ego_corners[p, s, corner, 1])
-                    x_high = max(x_high, ego_corners[p, s, corner, 0])
-                    y_high = max(y_high, ego_corners[p, s, corner, 1])
-            num_near = 0
-            for k in range(num_tracks):
-                if (
-                    bounds[chunk, k, 0] <= x_high
-                    and bounds[chunk, k, 2] >= x_low
-                    and bounds[chunk, k, 1] <= y_high
-                    and bounds[chunk, k, 3] >= y_low
-                ):
-                    near[num_near] = k
-                    num_near += 1
+        for first_state in range(0, num_states, states_at_once):
+            count = min(states_at_once, num_states - first_state)
+            x_low, y_low, x_high, y_high = _fill_ego(states, points, p, first_state, count, looks_ahead, ego)
+            num_near = _tracks_near(
+                windows, first_state // _WINDOW_STEP, ignored, first, p, x_low, y_low, x_high, y_high, near
+            )
             if num_near == 0:
                 continue
+            for s in range(count):
+                if ego[s, 4] < min_speed_mps:
+                    continue
+                box[2], box[3] = ego[s, 2], ego[s, 3]
+                for f in range(num_looks):
+                    way = ego[s, 4] * (looks_ahead[f] * SIM_INTERVAL_S)
+                    box[0], box[1] = ego[s, 0] + ego[s, 2] * way, ego[s, 1] + ego[s, 3] * way
+                    time = first_state + s + looks_ahead[f]
+                    position = (first_state + s) * num_looks + f
+                    for n in range(num_near):
+                        k = near[n]
+                        dx, dy = boxes[time, k, 0] - box[0], boxes[time, k, 1] - box[1]
+                        reach = abs(boxes[time, k, 6]) + _EGO_RADIUS_M + TIE_TOLERANCE_M
+                        if dx * dx + dy * dy > reach * reach or not exists[time, k] or first[p, k] >= 0:
+                            continue
+                        answer = _decide(box, boxes[time, k])
+                        if answer == 1:
+                            first[p, k] = position
+                        elif answer == _UNDECIDED:
+                            if num_undecided == undecided.shape[0]:
+                                undecided = np.concatenate((undecided, undecided))
+                            undecided[num_undecided, 0] = p
+                            undecided[num_undecided, 1] = position
+                            undecided[num_undecided, 2] = k
+                            num_undecided += 1
+    return first, undecided[:num_undecided]
 
-            for s in range(first, last):
-                _fill_box(ego_corners[p, s], ego)
-                x, y, radius = ego[0], ego[1], abs(ego[6]) + TIE_TOLERANCE_M
-                time = samples[s]
-                for n in range(num_near):
-                    k = near[n]
-                    dx, dy = boxes[time, k, 0] - x, boxes[time, k, 1] - y
-                    reach = abs(boxes[time, k, 6]) + radius
-                    if dx * dx + dy * dy <= reach * reach and exists[time, k]:
-                        table[p, s, k] = _decide(ego, boxes[time, k])
-                        num_undecided += table[p, s, k] == _UNDECIDED
-    return table, num_undecided
+
+@njit(cache=True, nogil=True)
+def _fill_ego(states, points, p, first_state, count, looks_ahead, ego):
+    """Centre, unit vector and speed of some states in rows of `ego`, and bounds of their boxes.
+
+    Least x and y, largest x and y over all looks ahead.
+    """
+    x_low, y_low, x_high, y_high = np.inf, np.inf, -np.inf, -np.inf
+    for s in range(count):
+        t = first_state + s
+        x, y = points[p, t, 4, 0], points[p, t, 4, 1]
+        along_x = (points[p, t, 0, 0] - points[p, t, 1, 0]) / (2.0 * HALF_LENGTH_M)
+        along_y = (points[p, t, 0, 1] - points[p, t, 1, 1]) / (2.0 * HALF_LENGTH_M)
+        speed = math.hypot(states[p, t, 3], states[p, t, 4])
+        way = speed * (looks_ahead[-1] * SIM_INTERVAL_S)
+        end_x, end_y = x + along_x * way, y + along_y * way
+        ego[s, 0], ego[s, 1], ego[s, 2], ego[s, 3], ego[s, 4] = x, y, along_x, along_y, speed
+        x_low, y_low = min(x_low, x, end_x), min(y_low, y, end_y)
+        x_high, y_high = max(x_high, x, end_x), max(y_high, y, end_y)
+    return x_low - _EGO_RADIUS_M, y_low - _EGO_RADIUS_M, x_high + _EGO_RADIUS_M, y_high + _EGO_RADIUS_M
+
+
+@njit(cache=True, nogil=True)
+def _tracks_near(windows, w, ignored, first, p, x_low, y_low, x_high, y_high, near):
+    """How many tracks come into a box within a window of time; their indices are put into `near`.
+
+    Tracks that do not count, or have been touched already, are left out.
+    """
+    count = 0
+    for k in range(windows.shape[1]):
+        if (
+            windows[w, k, 0] <= x_high
+            and windows[w, k, 2] >= x_low
+            and windows[w, k, 1] <= y_high
+            and windows[w, k, 3] >= y_low
+            and not ignored[k]
+            and first[p, k] < 0
+        ):
+            near[count] = k
+            count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)

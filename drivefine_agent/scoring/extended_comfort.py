@@ -18,7 +18,7 @@ import numpy as np
 from drivefine_agent.constants import NUM_SIM_STATES, SIM_INTERVAL_S
 from drivefine_agent.errors import DataError
 from drivefine_agent.geometry.indices import StateIndex
-from drivefine_agent.scoring.comfort import filter_table
+from drivefine_agent.scoring.comfort import savgol_filter
 from drivefine_agent.scoring.types import FloatArray
 
 MAX_FRAME_INTERVAL_S = 0.55
@@ -120,9 +120,10 @@ def _filtered(series: FloatArray, matrix: FloatArray) -> FloatArray:
 @lru_cache(maxsize=64)
 def _filter_matrix(num_samples: int, window: int, derivative: int) -> FloatArray:
     """(n, n) a Savitzky-Golay filter of degree 2 as a matrix."""
-    starts, rows = filter_table(num_samples, window, _DEGREE, derivative)
+    interval_s = float(np.mean(np.diff(np.arange(num_samples) * SIM_INTERVAL_S)))
+    savgol = savgol_filter(num_samples, min(window, num_samples), _DEGREE, derivative, interval_s)
     matrix = np.zeros((num_samples, num_samples))
-    for row, (start, weights) in enumerate(zip(starts, rows, strict=True)):
+    for row, (start, weights) in enumerate(zip(savgol.start, savgol.weights, strict=True)):
         matrix[row, start : start + len(weights)] = weights
     matrix.setflags(write=False)
     return matrix

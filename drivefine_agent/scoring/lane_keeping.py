@@ -16,11 +16,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from drivefine_agent.scoring.kernel_arrays import kernel_input
+from drivefine_agent.scoring.point_location import bounds_of
 from drivefine_agent.scoring.types import FloatArray
 
 MAX_DEVIATION_M = 0.5
 NUM_STATES_TO_FAIL = 20
 _TIE_M = 1e-9
+_RUN_SEGMENTS = 8
+_SLACK_M2 = 1e-6  # far above the rounding of squared distances that matter, far below what pruning needs
 
 
 def lane_keeping(
@@ -41,36 +44,69 @@ def lane_keeping(
     if is_tie.any():  # GEOS decides what rounding could
         distance[is_tie] = shapely.distance(shapely.points(center[is_tie]), shapely.LineString(centerline))
     deviates = distance > MAX_DEVIATION_M
-    return np.where(_longest_run(deviates, in_intersection) >= NUM_STATES_TO_FAIL, 0.0, 1.0)
+    run = _longest_run(kernel_input(deviates, np.bool_), kernel_input(in_intersection, np.bool_))
+    return np.where(run >= NUM_STATES_TO_FAIL, 0.0, 1.0)
 
 
-def _longest_run(deviates: NDArray[np.bool_], skipped: NDArray[np.bool_]) -> NDArray[np.int64]:
+@njit(cache=True, nogil=True)
+def _longest_run(deviates, skipped):
     """(P,) most deviating states in a row, of (P, S) flags."""
-    count = np.zeros(len(deviates), dtype=np.int64)
-    longest = count.copy()
-    for t in range(deviates.shape[1]):
-        count = np.where(skipped[:, t], count, np.where(deviates[:, t], count + 1, 0))
-        longest = np.maximum(longest, count)
+    num_proposals, num_states = deviates.shape
+    longest = np.zeros(num_proposals, dtype=np.int64)
+    for p in range(num_proposals):
+        count = 0
+        for t in range(num_states):
+            if not skipped[p, t]:
+                count = count + 1 if deviates[p, t] else 0
+                longest[p] = max(longest[p], count)
     return longest
 
 
 @njit(cache=True, nogil=True)
 def _distances(points, line):
-    """(P, S) distance of points (P, S, 2) from a polyline (N, 2)."""
+    """(P, S) distance of points (P, S, 2) from a polyline (N, 2).
+
+    Runs of segments whose bounds are further away than the nearest segment so far are passed over; the run
+    that was nearest to the point before comes first.
+    """
     num_proposals, num_states = points.shape[:2]
+    num_segments = line.shape[0] - 1
+    num_runs = (num_segments + _RUN_SEGMENTS - 1) // _RUN_SEGMENTS
+    bounds = np.empty((num_runs, 4))
+    for r in range(num_runs):
+        bounds[r] = bounds_of(line[r * _RUN_SEGMENTS : (r + 1) * _RUN_SEGMENTS + 1])
     out = np.empty((num_proposals, num_states))
+    nearest_run = 0
     for p in range(num_proposals):
         for t in range(num_states):
             x, y = points[p, t, 0], points[p, t, 1]
             nearest_sq = np.inf
-            for i in range(line.shape[0] - 1):
-                dx, dy = line[i + 1, 0] - line[i, 0], line[i + 1, 1] - line[i, 1]
-                to_x, to_y = x - line[i, 0], y - line[i, 1]
-                length_sq = dx * dx + dy * dy
-                along = 0.0
-                if length_sq > 0.0:
-                    along = min(1.0, max(0.0, (to_x * dx + to_y * dy) / length_sq))
-                off_x, off_y = to_x - along * dx, to_y - along * dy
-                nearest_sq = min(nearest_sq, off_x * off_x + off_y * off_y)
+            start = nearest_run
+            for i in range(num_runs):
+                r = start if i == 0 else i - 1 if i <= start else i
+                off_x = max(bounds[r, 0] - x, x - bounds[r, 2], 0.0)
+                off_y = max(bounds[r, 1] - y, y - bounds[r, 3], 0.0)
+                if off_x * off_x + off_y * off_y > nearest_sq + _SLACK_M2:
+                    continue
+                first, last = r * _RUN_SEGMENTS, min((r + 1) * _RUN_SEGMENTS, num_segments)
+                square = _least_square_distance(x, y, line, first, last)
+                if square < nearest_sq:
+                    nearest_sq, nearest_run = square, r
             out[p, t] = math.sqrt(nearest_sq)
     return out
+
+
+@njit(cache=True, nogil=True)
+def _least_square_distance(x, y, line, first, last):
+    """Of a point from the segments `first` to `last` - 1 of a polyline."""
+    nearest_sq = np.inf
+    for i in range(first, last):
+        dx, dy = line[i + 1, 0] - line[i, 0], line[i + 1, 1] - line[i, 1]
+        to_x, to_y = x - line[i, 0], y - line[i, 1]
+        length_sq = dx * dx + dy * dy
+        along = 0.0
+        if length_sq > 0.0:
+            along = min(1.0, max(0.0, (to_x * dx + to_y * dy) / length_sq))
+        off_x, off_y = to_x - along * dx, to_y - along * dy
+        nearest_sq = min(nearest_sq, off_x * off_x + off_y * off_y)
+    return nearest_sq

@@ -12,6 +12,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from drivefine_agent.scoring.kernel_arrays import kernel_input
+from drivefine_agent.scoring.point_location import PolygonTable, polygon_table
 from drivefine_agent.scoring.types import FloatArray, ScoringScene
 
 
@@ -78,6 +80,16 @@ class DrivablePolygons:
             kind=np.asarray(kind, dtype=np.int64),
             on_route=np.asarray(on_route, dtype=np.bool_),
         )
+
+    @cached_property
+    def table(self) -> PolygonTable:
+        """The polygons as the kernels take them."""
+        table: PolygonTable = polygon_table(
+            kernel_input(self.xy),
+            kernel_input(self.ring_offsets, np.int64),
+            kernel_input(self.part_offsets, np.int64),
+        )
+        return table
 
     @cached_property
     def shapely_polygons(self) -> NDArray[np.object_]:

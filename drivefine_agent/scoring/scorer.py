@@ -48,8 +48,11 @@ class Surroundings:
 
     @classmethod
     def from_scene(cls, scene: ScoringScene) -> Surroundings:
-        """Views of a scene's arrays."""
-        return cls(DrivablePolygons.from_scene(scene), TrackBoxes.from_scene(scene), scene.centerline)
+        """Views of a scene's arrays; kept with the scene, and so is what the kernels derive from them."""
+        return scene.kept(
+            "surroundings_v1",
+            lambda: cls(DrivablePolygons.from_scene(scene), TrackBoxes.from_scene(scene), scene.centerline),
+        )
 
 
 @dataclass(frozen=True)

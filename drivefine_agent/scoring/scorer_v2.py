@@ -60,12 +60,18 @@ class SurroundingsV2:
 
     @classmethod
     def from_scene(cls, scene: ScoringSceneV2) -> SurroundingsV2:
-        """The logged surroundings of a scene; of the tracks, leave `overlaps_at_start` out."""
-        return cls(
-            DrivablePolygons.from_scene(scene),
-            TrackBoxes.from_scene(scene),
-            red_lights(scene),
-            scene.centerline,
+        """The logged surroundings of a scene; of the tracks, leave `overlaps_at_start` out.
+
+        Kept with the scene, and so is what the kernels derive from them.
+        """
+        return scene.kept(
+            "surroundings_v2",
+            lambda: cls(
+                DrivablePolygons.from_scene(scene),
+                TrackBoxes.from_scene(scene),
+                red_lights(scene),
+                scene.centerline,
+            ),
         )
 
 

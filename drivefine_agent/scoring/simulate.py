@@ -100,6 +100,12 @@ def fit_profiles(reference: FloatArray) -> tuple[FloatArray, FloatArray]:
     return velocity, curvature
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _wrapped(angle_rad):
+    """`wrap_angle`, which gives small angles back up to the last bit of rounding: they need no atan2."""
+    return angle_rad if abs(angle_rad) < 3.0 else wrap_angle(angle_rad)
+
+
 @njit(cache=True, nogil=True)
 def _fit_profiles(poses, diag, near, far, velocity, curvature):
     size = velocity.shape[0]
@@ -126,7 +132,7 @@ def _fit_profiles(poses, diag, near, far, velocity, curvature):
     pivot = np.empty(size)
     for i in range(size):
         length = CONTROL_INTERVAL_S * velocity[i]
-        turn = wrap_angle(poses[i + 1, 2] - poses[i, 2])
+        turn = _wrapped(poses[i + 1, 2] - poses[i, 2])
         diagonal = length * length + (
             CURVATURE_STEP_PENALTY if i in (0, size - 1) else 2.0 * CURVATURE_STEP_PENALTY
         )
@@ -158,7 +164,7 @@ def tracking_commands(state, pose, velocity, curvature, t):
     sin_ref = math.sin(pose[2])
     cos_ref = math.cos(pose[2])
     lateral = -(state[0] - pose[0]) * sin_ref + (state[1] - pose[1]) * cos_ref
-    heading = wrap_angle(state[2] - pose[2])
+    heading = _wrapped(state[2] - pose[2])
     steering = state[7]
 
     # Roll the linearised lateral dynamics over the look-ahead: once without input, once for a unit steering
@@ -171,7 +177,7 @@ def tracking_commands(state, pose, velocity, curvature, t):
         heading += path_step * (steering / EGO_WHEEL_BASE_M - curvature[min(t + j, target)])
         lateral_per_rate += path_step * heading_per_rate
         heading_per_rate += path_step * (CONTROL_INTERVAL_S * j) / EGO_WHEEL_BASE_M
-    heading = wrap_angle(heading)
+    heading = _wrapped(heading)
     numerator = lateral_per_rate * lateral + HEADING_WEIGHT * heading_per_rate * heading
     denominator = lateral_per_rate**2 + HEADING_WEIGHT * heading_per_rate**2 + 1.0
     return accel, -numerator / denominator

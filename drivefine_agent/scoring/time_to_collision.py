@@ -5,7 +5,7 @@ and compared with the tracks at those times. As for collisions, the first contac
 it. The test for "ahead" mixes the ego's present position with the track's future one; that is NAVSIM's rule,
 so it is ours.
 
-Shape letters: P proposals, S = 41 simulated states, F = 4 looks ahead, K tracks.
+Shape letters: P proposals, S = 41 simulated states, K tracks.
 Source: pdm-scorer 4.7; NAVSIM v1.1, PDMScorer.
 """
 
@@ -17,10 +17,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from drivefine_agent.constants import SIM_INTERVAL_S
 from drivefine_agent.scoring.angles import relative_angle
 from drivefine_agent.scoring.areas import EgoAreas
-from drivefine_agent.scoring.contacts import TrackBoxes, contact_table
+from drivefine_agent.scoring.contacts import TrackBoxes, first_contacts
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.types import FloatArray
 
@@ -50,63 +49,35 @@ def time_to_collision_within_bound(
       (P,) 1 or 0, and (P,) the index of the first state with a violation, inf without one.
     """
     num_states = states.shape[1]
-    steps = np.array(LOOK_AHEAD_STEPS)
-    samples = (np.arange(num_states)[:, None] + steps).reshape(-1)  # (S * F,)
     if len(tracks.exists) < num_states + LOOK_AHEAD_STEPS[-1]:
         raise ValueError(
             f"expected tracks on at least {num_states + LOOK_AHEAD_STEPS[-1]} samples of 0.1 s, "
             f"got {len(tracks.exists)}"
         )
-    shifted = _shifted_corners(kernel_input(states), kernel_input(points), steps)
-    table = contact_table(shifted, tracks, samples)
+    first = first_contacts(states, points, tracks, ignored, LOOK_AHEAD_STEPS, STOPPED_SPEED_MPS)
     return _score(
-        kernel_input(table, np.int8),
-        kernel_input(np.zeros(table.shape[2]) if ignored is None else ignored, np.bool_),
+        kernel_input(first, np.int64),
         kernel_input(states),
         kernel_input(areas.non_drivable | areas.multiple_lanes | areas.rear_axle_in_intersection, np.bool_),
         kernel_input(tracks.center),
-        kernel_input(samples, np.int64),
-        len(steps),
+        kernel_input(LOOK_AHEAD_STEPS, np.int64),
     )
 
 
 @njit(cache=True, nogil=True)
-def _shifted_corners(states, points, steps):
-    """(P, S * F, 4, 2) corners after the looks ahead."""
-    num_proposals, num_states = states.shape[:2]
-    num_steps = steps.shape[0]
-    out = np.empty((num_proposals, num_states * num_steps, 4, 2))
-    for p in range(num_proposals):
-        for t in range(num_states):
-            speed = math.hypot(states[p, t, 3], states[p, t, 4])
-            vx = math.cos(states[p, t, 2]) * speed
-            vy = math.sin(states[p, t, 2]) * speed
-            for f in range(num_steps):
-                ahead_s = steps[f] * SIM_INTERVAL_S
-                for corner in range(4):
-                    out[p, t * num_steps + f, corner, 0] = points[p, t, corner, 0] + vx * ahead_s
-                    out[p, t * num_steps + f, corner, 1] = points[p, t, corner, 1] + vy * ahead_s
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _score(table, ignored, states, is_beside_at_fault, center, samples, num_steps):
-    num_proposals, num_samples, num_tracks = table.shape
+def _score(first, states, is_beside_at_fault, center, looks_ahead):
+    num_proposals, num_tracks = first.shape
+    num_looks = looks_ahead.shape[0]
     score = np.ones(num_proposals)
     first_index = np.full(num_proposals, np.inf)
-    is_decided = np.empty(num_tracks, dtype=np.bool_)
     for p in range(num_proposals):
-        is_decided[:] = ignored
-        for s in range(num_samples):
-            t = s // num_steps
-            if math.hypot(states[p, t, 3], states[p, t, 4]) < STOPPED_SPEED_MPS:
+        for k in range(num_tracks):
+            if first[p, k] < 0:
                 continue
-            for k in range(num_tracks):
-                if table[p, s, k] == 0 or is_decided[k]:
-                    continue
-                is_decided[k] = True
-                angle = relative_angle(states[p, t], center[samples[s], k])
-                if angle < AHEAD_RAD or (is_beside_at_fault[p, t] and not angle > BEHIND_RAD):
-                    score[p] = 0.0
-                    first_index[p] = min(first_index[p], float(t))
+            t = first[p, k] // num_looks
+            time = t + looks_ahead[first[p, k] % num_looks]
+            angle = relative_angle(states[p, t], center[time, k])
+            if angle < AHEAD_RAD or (is_beside_at_fault[p, t] and not angle > BEHIND_RAD):
+                score[p] = 0.0
+                first_index[p] = min(first_index[p], float(t))
     return score, first_index

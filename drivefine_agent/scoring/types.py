@@ -7,13 +7,16 @@ otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+_T = TypeVar("_T")
 
 
 class PolygonKind(IntEnum):
@@ -87,6 +90,19 @@ class ScoringScene:
     corners; None in scenes made by hand, which cannot be cached."""
     track_sizes: FloatArray | None = None
     """(K, 2) length, width of the boxes [m]."""
+
+    def kept(self, name: str, make: Callable[[], _T]) -> _T:
+        """What is made from the scene once and kept with it, for whoever scores the scene again.
+
+        Not a part of the scene: copies by `dataclasses.replace` and pickles are without it.
+        """
+        store: dict[str, _T] = self.__dict__.setdefault("_kept", {})
+        if name not in store:
+            store[name] = make()
+        return store[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
 
 @dataclass(frozen=True)

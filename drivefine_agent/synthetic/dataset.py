@@ -82,6 +82,9 @@ class WorldConfig:
     """Moments of the test drives that get a second stage (NAVSIM 2). Without test drives there are none."""
     followups_per_group: int = 5
     """Pairs of second-stage samples for each of them."""
+    is_dense: bool = False
+    """As many lanes and road users around the ego as in a city centre: 200 to 400 map polygons and about 60
+    tracks a scene. For measuring the scorer; images show the streets that lead nowhere."""
     num_workers: int | None = None
     """Processes; None: one per core. Has no influence on the result."""
 
@@ -192,7 +195,7 @@ def _make_log(config: WorldConfig, plan: LogPlan) -> str:
     """Makes one log with its images, then its stamp."""
     cv2.setNumThreads(1)
     root = Path(config.output)
-    world = build_world(plan.seed, config.log_duration_s)
+    world = build_world(plan.seed, config.log_duration_s, config.is_dense)
     cameras = {name: make_camera(name) for name in CAMERA_NAMES}
     frames = log_frames(world, plan, cameras)
     sensor_root = root / "sensor_blobs" / plan.data_split
@@ -260,7 +263,7 @@ def _make_groups(config: WorldConfig, plan: LogPlan, count: int) -> str:
     """Makes the two-stage groups of one log, then their stamp."""
     cv2.setNumThreads(1)
     root = Path(config.output)
-    world = build_world(plan.seed, config.log_duration_s)
+    world = build_world(plan.seed, config.log_duration_s, config.is_dense)
     samples = choose_samples(
         world.frames, plan.seed, config.test_frame_interval, config.easy_error_m, config.easy_share
     )
@@ -288,7 +291,7 @@ def _read_groups(root: Path, plan: LogPlan) -> list[StageGroup]:
 
 def _layers(config: WorldConfig, plan: LogPlan) -> MapLayers:
     """Map layers of one log's neighbourhood."""
-    network, scenery = build_neighbourhood(plan.seed, config.log_duration_s)
+    network, scenery = build_neighbourhood(plan.seed, config.log_duration_s, config.is_dense)
     return neighbourhood_layers(network, scenery, plan.place, plan.origin)
 
 
@@ -337,6 +340,8 @@ def _claim(root: Path, config: WorldConfig) -> None:
     values = {
         k: v for k, v in asdict(config).items() if k not in ("output", "num_workers", *_SECOND_STAGE_KEYS)
     }
+    if not config.is_dense:
+        del values["is_dense"]  # worlds made before there was this key are still the same worlds
     _note(root / ".world" / "config.json", {"generator_version": GENERATOR_VERSION, **values}, root)
 
 

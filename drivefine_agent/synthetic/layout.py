@@ -33,6 +33,8 @@ MAX_HEADING_DEVIATION_RAD = np.radians(125.0)
 """The route never turns further than this from its first direction, so it seldom meets itself."""
 CLEARANCE_M = 7.0
 """Free ground between the borders of roads that are not neighbours."""
+FILL_ATTEMPTS_PER_ROAD = 1000
+FILL_DISTANCE_M = 110.0
 LATERAL_ACCELERATION_MPS2 = 2.0
 """Speed limits follow from curvature by this bound (times 1.1 in speed)."""
 
@@ -51,13 +53,24 @@ class LayoutStuckError(Exception):
     """The next piece of the route does not fit anywhere; begin a new layout."""
 
 
-def draw_network(rng: np.random.Generator, route_length_m: float) -> Network:
-    """A road network whose route is at least `route_length_m` long and starts at the local origin."""
+def draw_network(rng: np.random.Generator, route_length_m: float, is_dense: bool = False) -> Network:
+    """A road network whose route is at least `route_length_m` long and starts at the local origin.
+
+    Args:
+      rng: draws everything.
+      route_length_m: of the ego's drive.
+      is_dense: fill the free ground beside the route with short streets of parked cars, so that as many lanes
+        and road users are around the ego as in a city centre.
+    """
     while True:
+        layout = _Layout(rng)
         try:
-            return _Layout(rng).grow(route_length_m)
+            network = layout.grow(route_length_m)
         except LayoutStuckError:
             continue
+        if is_dense:
+            layout.fill()
+        return network
 
 
 def draw_spec(rng: np.random.Generator) -> RoadSpec:
@@ -315,6 +328,22 @@ class _Layout:
                     bool(self.rng.random() < 0.65),
                 )
             )
+
+    def fill(self) -> None:
+        """Adds short streets, joined to nothing, wherever there is room not far from the route."""
+        for road_index in self.network.route_roads:
+            line = self.network.roads[road_index].reference
+            for _ in range(FILL_ATTEMPTS_PER_ROAD):
+                x, y, heading = line.at(float(self.rng.uniform(0.0, line.length)))
+                position = np.array([x, y]) + self.rng.uniform(-FILL_DISTANCE_M, FILL_DISTANCE_M, 2)
+                turn = float(self.rng.choice([0.0, np.pi / 2, np.pi])) + float(self.rng.normal(0.0, 0.1))
+                curvature = np.full(int(self.rng.integers(24, 40)), 0.01)
+                reference = integrate_curvature(position, heading + turn, curvature)
+                spec = RoadSpec(3, 3, 3.0, 6.7, walkway_left=False)
+                kerbs = shapely.LineString(reference.xy).buffer(spec.kerb_m(1) + 0.2, cap_style="flat")
+                if self.is_free(kerbs, []):
+                    self.network.parking_roads.append(self.add_road(reference, spec))
+                    self.occupied[-1] = kerbs  # they may stand closer than the roads of the route
 
     def add_road(self, reference: Path, spec: RoadSpec) -> int:
         """Adds a road with its lanes and lane groups, then whatever junction waits for it."""

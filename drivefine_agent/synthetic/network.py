@@ -210,6 +210,8 @@ class Network:
     crossings: list[Crossing] = field(default_factory=list)
     route_roads: list[int] = field(default_factory=list)
     """The ego's drive: roads, all run forward."""
+    parking_roads: list[int] = field(default_factory=list)
+    """Streets joined to nothing, where cars are parked and nobody drives (dense worlds only)."""
     next_id: int = 1
 
     def new_id(self) -> int:

@@ -97,6 +97,8 @@ def furnish(network: Network, rng: np.random.Generator) -> Scenery:
         for side in (-1, 1):
             add_car_park(network, scenery, road, side, ground, rng)
     _add_backdrop(network, scenery, rng)
+    for road_index in network.parking_roads:
+        park_on_street(scenery, network.roads[road_index], rng)
     return scenery
 
 
@@ -178,6 +180,15 @@ def park_at_kerb(network: Network, scenery: Scenery, road: Road, side: int, rng:
             if shift is not None:
                 scenery.shifts.append(shift)
         s += float(rng.uniform(6.2, 8.0))
+
+
+def park_on_street(scenery: Scenery, road: Road, rng: np.random.Generator) -> None:
+    """Parks a few cars on the outer lanes of a street where nobody drives."""
+    for side in (-1, 1):
+        for s in np.arange(4.0, road.reference.length - 3.0, 7.0):
+            if rng.random() < 0.65:
+                pose = _pose_beside(road, float(s), road.spec.right_width_m - 1.5, side)
+                scenery.props.append(_car(*pose, rng))
 
 
 def add_obstacle(network: Network, scenery: Scenery, road_index: int, rng: np.random.Generator) -> None:

@@ -121,7 +121,11 @@ class Traffic:
         self.occupancy: dict[int, list[Vehicle]] = {}
         self.extra_s: dict[int, float] = {}
         """Lane -> arc length of the ego on it, for lanes other than the one it is listed on."""
-        self.lane_ids = [i for i, s in self.network.segments.items() if not s.is_connector]
+        self.lane_ids = [
+            i
+            for i, s in self.network.segments.items()
+            if not s.is_connector and s.road not in self.network.parking_roads
+        ]
         self.grants: dict[int, dict[Vehicle, int]] = {}
         """Junction -> vehicle -> connector."""
 

@@ -73,17 +73,17 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little")
 
 
-def build_neighbourhood(seed: int, duration_s: float) -> tuple[Network, Scenery]:
+def build_neighbourhood(seed: int, duration_s: float, is_dense: bool = False) -> tuple[Network, Scenery]:
     """The network and scenery of a seed."""
     network = draw_network(
-        np.random.default_rng(seed_of(seed, "network")), ROUTE_METRES_PER_SECOND * duration_s
+        np.random.default_rng(seed_of(seed, "network")), ROUTE_METRES_PER_SECOND * duration_s, is_dense
     )
     return network, furnish(network, np.random.default_rng(seed_of(seed, "scenery")))
 
 
-def build_world(seed: int, duration_s: float) -> World:
+def build_world(seed: int, duration_s: float, is_dense: bool = False) -> World:
     """The world of a seed with a drive of `duration_s`, one frame every half second."""
-    network, scenery = build_neighbourhood(seed, duration_s)
+    network, scenery = build_neighbourhood(seed, duration_s, is_dense)
     roadmap = Roadmap(network, scenery)
     expert = Expert(roadmap, scenery, np.random.default_rng(seed_of(seed, "expert")))
     traffic = Traffic(roadmap, expert.body, np.random.default_rng(seed_of(seed, "traffic")))

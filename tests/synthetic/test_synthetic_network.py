@@ -7,6 +7,7 @@ from worlds_by_seed import SEEDS, neighbourhood, world
 
 from drivefine_agent.synthetic.junctions import lane_pairs
 from drivefine_agent.synthetic.lanes import wrap
+from drivefine_agent.synthetic.layout import draw_network
 from drivefine_agent.synthetic.map_layers import global_id, neighbourhood_layers
 
 
@@ -147,3 +148,18 @@ def test_every_incoming_lane_leads_somewhere(num_in, left, straight, right):
         assert {lane for lane, _, _ in pairs} == set(range(num_in))
         assert all(0 <= out < exits[turn] for _, turn, out in pairs)
         assert {turn for _, turn, _ in pairs} == set(exits)
+
+
+def test_a_dense_network_is_the_same_route_with_many_more_lanes_beside_it():
+    sparse = draw_network(np.random.default_rng(7), 200.0)
+    dense = draw_network(np.random.default_rng(7), 200.0, is_dense=True)
+    assert dense.route_roads == sparse.route_roads
+    for thin, full in zip(sparse.roads, dense.roads, strict=False):
+        np.testing.assert_array_equal(thin.reference.xy, full.reference.xy)
+    assert not sparse.parking_roads
+    assert dense.parking_roads == list(range(len(sparse.roads), len(dense.roads)))
+    assert len(dense.segments) > 3 * len(sparse.segments)
+    lanes = [lane for road in dense.parking_roads for lane in dense.roads[road].forward]
+    streets = [shapely.Polygon(dense.segments[lane].polygon()) for lane in lanes]
+    ways = [shapely.Polygon(s.polygon()) for s in sparse.segments.values()]
+    assert not any(street.intersects(way) for street in streets for way in ways)
