@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from drivefine_agent.errors import DataError, DriveFineError
-from drivefine_agent.scoring.cache import SceneCache, write_manifest
+from drivefine_agent.scoring.cache import SceneCache, finish_cache
 from drivefine_agent.scoring.scorer import score_v1
 from rl.config import RewardConfig
 from rl.ray_rewards import import_ray
@@ -156,7 +156,7 @@ def test_missing_scenes_are_counted_named_and_the_tool_is_told(cache: SceneCache
 def test_scenes_whose_preparation_failed_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_manifest(tmp_path, {"broken": "no route"})
+    finish_cache(tmp_path, {"broken": "no route"})
     assert scorable_scenes(SceneCache(tmp_path), ["broken"], "split").tolist() == []
     assert "1 of 1 scenes are left out" in caplog.text
     assert "no route" in caplog.text
