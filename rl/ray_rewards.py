@@ -85,6 +85,7 @@ class RayScorer(RewardScorer):
             except (ray.exceptions.RayError, TimeoutError) as error:
                 ray.cancel(reference, force=True)
                 self._failures_in_a_row += 1
+                self._has_answered = False  # another process has to start
                 reason = f"a Ray task failed or did not answer in time at scene {token!r}: {error}"
                 results.append((unknown(num_rows), [reason]))
                 if self._failures_in_a_row >= self._config.max_failures_in_a_row:

@@ -328,7 +328,7 @@ def test_a_ray_task_that_dies_or_hangs_has_no_reward(cache: SceneCache, scene_ca
 
     tokens = [good[0], deadly, slow, *good[1:]]
     poses = np.stack([cache[token].human_poses for token in tokens])[:, None]
-    config = RewardConfig(backend="ray", num_workers=2, timeout_s=15.0)
+    config = RewardConfig(backend="ray", num_workers=2, timeout_s=15.0, start_timeout_s=60.0)
     with RayScorer(config, scene_cache, score) as scorer:
         got = _scored(scorer, tokens, poses)
     assert got.is_valid[:, 0].tolist() == [token in good for token in tokens]
