@@ -5,9 +5,9 @@
     DRIVEFINE_NAVSIM_PYTHON=PYTHON python tools/bench.py official --navsim NAVSIM_1.1 --navsim NAVSIM_2.2
 
 Parts: scenes, official (a real NAVSIM on the same scenes, where there is one), scoring, workers, scaling,
-stages, decoding, reinforcement. Figures are medians over scenes or repetitions of this run on this machine, on one
-core unless said otherwise; ratios compare two ways within the run. Makes small synthetic worlds of its own
-(few and many roads and road users).
+stages, decoding, reinforcement. Figures are medians over scenes or repetitions of this run on this machine,
+on one core unless said otherwise; ratios compare two ways within the run. Makes small synthetic worlds of its
+own, one with few and one with many roads and road users.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def main() -> None:
         head = [
             "# Benchmarks",
             "",
-            "Written by `make bench` (`tools/bench.py`) in one run on one machine, on the synthetic world, not on"
-            " nuPlan's data. Figures are medians.",
+            "Written by `make bench` (`tools/bench.py`) in one run on one machine, on the synthetic world, not"
+            " on nuPlan's data. Figures are medians.",
             "",
             *machine_lines(),
             "",

@@ -104,7 +104,7 @@ def scenes_report(world: World, folder: Path) -> list[str]:
     return [
         *table(header, rows),
         "",
-        "Shared are the roads, each stored once: the more scenes of the same places, the fewer bytes a scene.",
+        "Shared are the roads, each stored once: the more scenes of a place, the fewer bytes a scene.",
     ]
 
 
