@@ -156,8 +156,8 @@ def main() -> None:
         head = [
             "# Benchmarks",
             "",
-            "Written by `make bench` (`tools/bench.py`) in one run on one machine, on the synthetic world, not"
-            " on nuPlan's data. Figures are medians.",
+            "Written by `make bench` (`tools/bench.py`) in one run on one machine, on the synthetic world,"
+            " not on nuPlan's data. Figures are medians.",
             "",
             *machine_lines(),
             "",

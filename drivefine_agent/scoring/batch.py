@@ -25,6 +25,7 @@ from drivefine_agent.scoring.cache_layout import RULES_V1
 from drivefine_agent.scoring.scorer import score_v1_rows
 from drivefine_agent.scoring.scorer_v2 import HumanFilter, Traffic, score_v2_rows
 from drivefine_agent.scoring.types import FloatArray, ScoringScene, ScoringSceneV2, SubScoresV1, SubScoresV2
+from drivefine_agent.scoring.worker_processes import end_with_parent
 
 ROWS_PER_TASK = 256
 """Trajectories that a worker takes at a time, of one scene or several."""
@@ -197,6 +198,7 @@ _worker: tuple[Scenes, ScoringRules] | None = None
 
 def _start_worker(scenes: Scenes, rules: ScoringRules) -> None:
     global _worker
+    end_with_parent()
     _worker = scenes, rules
 
 

@@ -43,6 +43,7 @@ from drivefine_agent.scoring.cache_layout import NUM_SAMPLES, RULES_V1
 from drivefine_agent.scoring.cache_pack import DamagedPackError, Pack, PackWriter
 from drivefine_agent.scoring.convert_cache import RULES_OF_VERSION, scoring_scene_from_metric_cache
 from drivefine_agent.scoring.types import ScoringScene
+from drivefine_agent.scoring.worker_processes import end_with_parent
 
 LOCK_NAME = ".lock"
 PORTIONS_PER_WORKER = 4  # so that workers finish at about the same time
@@ -299,6 +300,7 @@ _finished: Any = None
 
 def _start_worker(finished: Any) -> None:
     global _finished
+    end_with_parent()
     _finished = finished
 
 
@@ -318,20 +320,23 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
     shown = 0
     failures: dict[str, str] = {}
     with ProcessPoolExecutor(num_workers, context, _start_worker, (finished,)) as pool:
-        pending: set[Future[dict[str, str]]] = {
-            pool.submit(_build_in_worker, portion) for portion in portions
-        }
+        portion_of = {pool.submit(_build_in_worker, portion): portion for portion in portions}
+        pending: set[Future[dict[str, str]]] = set(portion_of)
+        running: list[Portion] = []
         try:
             while pending:
+                running = [portion_of[future] for future in pending if future.running()] or running
                 done, pending = wait(pending, timeout=_PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
                 bar.update(finished.value - shown)
                 shown = finished.value
                 for future in done:
                     failures.update(future.result())
         except BrokenProcessPool as error:
+            logs = sorted({scene.log_path.stem for portion in running for scene in portion.scenes})
             raise DataError(
-                "a worker process died (killed, or out of memory); finished parts are kept: start again,"
-                " with fewer num_workers if memory is short"
+                "a worker process died (killed, or out of memory) while the scenes of these logs were"
+                f" prepared: {', '.join(logs[:8])}{', ...' if len(logs) > 8 else ''}; finished parts stay:"
+                " start again, with fewer num_workers if memory is short"
             ) from error
         finally:
             for future in pending:

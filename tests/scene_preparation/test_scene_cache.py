@@ -1,6 +1,10 @@
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 import struct
+import time
 import zlib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -331,6 +335,58 @@ def test_scenes_that_fail_are_listed_and_cost_no_other(
     # The next build tries again, and the failure is gone.
     build_scene_cache(scene_refs(windows[:3], navsim_mini / "maps"), navsim_mini / "maps", tmp_path)
     assert SceneCache(tmp_path).failures == {}
+
+
+def _build(navsim_mini: str, folder: str) -> None:
+    """Body of a process that builds a cache with two workers."""
+    root = Path(navsim_mini)
+    windows = load_scenes(root / "navsim_logs" / "test", SceneFilter())[::2]
+    try:
+        build_scene_cache(scene_refs(windows, root / "maps"), root / "maps", Path(folder), num_workers=2)
+    except DataError as error:
+        (Path(folder) / "error.txt").write_text(str(error))
+
+
+def _children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "build"])
+def test_a_killed_build_is_told_and_goes_on_to_the_same_file(
+    navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path, victim: str
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed.mkdir()
+    build = multiprocessing.get_context("spawn").Process(target=_build, args=(str(navsim_mini), str(killed)))
+    build.start()
+    deadline = time.monotonic() + 100.0
+    while not list(killed.glob("part-*.pack")):  # a part is there, the others are not
+        assert build.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = [
+        pid for pid in _children_of(build.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(workers[-1] if victim == "worker" else build.pid, signal.SIGKILL)
+    build.join(timeout=60.0)
+    assert build.exitcode == (0 if victim == "worker" else -signal.SIGKILL)
+    if victim == "worker":
+        message = (killed / "error.txt").read_text()
+        assert "a worker process died" in message
+        assert any(window.log_name in message for window in windows)
+        (killed / "error.txt").unlink()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):  # orphans end by themselves
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (killed / "manifest.json").exists()
+
+    refs = scene_refs(windows, navsim_mini / "maps")
+    result = build_scene_cache(refs, navsim_mini / "maps", killed)
+    assert result.num_kept > 0
+    build_scene_cache(refs, navsim_mini / "maps", whole)
+    assert pack_of(killed).read_bytes() == pack_of(whole).read_bytes()
+    assert sorted(path.name for path in killed.iterdir()) == [".lock", "manifest.json", "scenes.pack"]
 
 
 @pytest.mark.slow
