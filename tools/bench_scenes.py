@@ -179,12 +179,17 @@ def _comparison(answer: dict[str, Any], world: World, folder: Path) -> list[str]
             total = found.score if rules is V1 else found.pdm_score
             differences.append(abs(float(total[0]) - expected))
     together_s = [_per_trajectory(rules, cache[window.token], window, count=512) for window in windows]
-    size = (cache.folder / PACK_NAME).stat().st_size / len(cache)
+    pack = Pack(cache.folder / PACK_NAME)
+    own_bytes = float(np.mean([len(pack.blob(token)) for token in pack.tokens]))
+    road_bytes = pack.path.stat().st_size - own_bytes * len(pack)
     theirs = {
         key: [scene[key] for scene in official.values()]
         for key in ("caching_s", "load_s", "num_bytes", "score_s")
     }
     score_s = np.concatenate(theirs["score_s"])
+    official_bytes = float(np.mean(theirs["num_bytes"]))
+    num_logs = len({window.log_name for window in windows})
+    num_scenes = int(np.ceil(road_bytes / (official_bytes / 5.0 - own_bytes)))
 
     def row(name: str, official_value: float, own_value: float, scale: float = 1e3) -> list[str]:
         return [
@@ -199,7 +204,7 @@ def _comparison(answer: dict[str, Any], world: World, folder: Path) -> list[str]
     rows = [
         row("prepare a scene [ms]", float(np.median(theirs["caching_s"])), float(np.median(seconds))),
         row("load a scene [ms]", float(np.median(theirs["load_s"])), float(np.median(load))),
-        row("bytes a scene", float(np.mean(theirs["num_bytes"])), size, 1.0),
+        row("bytes a scene, without roads that scenes share", official_bytes, own_bytes, 1.0),
         row("score a trajectory, alone [ms]", float(np.median(score_s)), float(np.median(score))),
         row("the same, 512 at once [ms]", float(np.median(score_s)), float(np.median(together_s))),
     ]
@@ -208,6 +213,9 @@ def _comparison(answer: dict[str, Any], world: World, folder: Path) -> list[str]
         f" most {max(differences):.0e}.",
         "",
         *table(["", "NAVSIM", "ours", "ratio"], rows),
+        "",
+        f"The roads of these {num_logs} drives take {road_bytes / 1e3:,.0f} kB in our cache, once:"
+        f" from {num_scenes} scenes on, a scene takes less than a fifth of NAVSIM's bytes, roads included.",
     ]
 
 
