@@ -107,7 +107,7 @@ def score_many(
       rules: default NAVSIM 1.1's; of the scenes.
       num_workers: 1 works in the calling thread.
       kind: threads share the scenes and start at once; the kernels run without Python's lock. Processes take
-        seconds to start and pay off where each scene has a few trajectories only (docs/benchmarks.md).
+        seconds to start; `make bench PARTS=workers` compares the two.
       on_progress: called with the number of trajectories that were finished since the last call.
 
     Returns:
