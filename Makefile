@@ -25,7 +25,7 @@ test: $(BIN)/.installed
 	$(BIN)/python -m pytest tests/
 
 bench: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(PARTS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drivefine_agent.errors import DataError, DriveFineError
+from drivefine_agent.scoring.batch import score_rows
 from drivefine_agent.scoring.cache import SceneCache
-from drivefine_agent.scoring.scorer import score_v1_rows
 from drivefine_agent.scoring.types import SubScoresV1
 from rl.config import RewardConfig
 
@@ -109,11 +109,11 @@ def scorable_scenes(cache: SceneCache, tokens: Sequence[str], split: str) -> NDA
 
 def score_scene(cache: SceneCache, token: str, poses: NDArray[np.float64]) -> Scored:
     """Sub-scores of a scene's trajectories (P, 8, 3); what is wrong with scene or rows becomes a reason."""
-    try:
-        scores, errors = score_v1_rows(cache[token], poses)
-    except (DriveFineError, KeyError) as error:
-        return unknown(len(poses)), [str(error)]
-    return np.stack([getattr(scores, name) for name in SUB_SCORES], axis=-1), [e for e in errors if e]
+    scores, errors = score_rows(cache, token, poses)
+    reasons = dict.fromkeys(
+        error for error in errors if error
+    )  # that of a scene is the same for all its rows
+    return np.stack([getattr(scores, name) for name in SUB_SCORES], axis=-1), list(reasons)
 
 
 def unknown(num_trajectories: int) -> NDArray[np.float64]:

@@ -32,23 +32,23 @@ from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
 from drivefine_agent.evaluation.job import BENCHMARKS, TWO_STAGE
 from drivefine_agent.evaluation.run import BUILDERS
+from drivefine_agent.evaluation.score import available_cores
 from drivefine_agent.evaluation.trajectory_file import (
-    SceneLookup,
-    ScoringRules,
     read_trajectories,
     score_trajectories,
     write_scores,
 )
+from drivefine_agent.scoring.batch import Scenes, ScoringRules
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.scoring.observation import NUM_OBSERVATION_FRAMES, NUM_OBSERVATION_FRAMES_V2
 from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, TRAFFIC
 from drivefine_agent.scoring.types import ScoringScene
 
 
-def scene_lookup(config: DictConfig, tokens: list[str]) -> SceneLookup:
+def scene_lookup(config: DictConfig, tokens: list[str]) -> Scenes:
     """Where prepared scenes come from: the cache if one is named, else logs and maps."""
     if config.metric_cache_path is not None:
-        return SceneCache(config.metric_cache_path, BENCHMARKS[config.benchmark.name]).__getitem__
+        return SceneCache(config.metric_cache_path, BENCHMARKS[config.benchmark.name])
     windows, maps_root = _windows(config, tokens)
     by_token = {window.token: window for window in windows}
     build = BUILDERS[BENCHMARKS[config.benchmark.name]]
@@ -117,8 +117,13 @@ def score(config: DictConfig) -> pd.DataFrame:
     """Trajectories in, scores out."""
     rules = scoring_rules(config)
     trajectories = read_trajectories(Path(config.trajectories))
-    find_scene = scene_lookup(config, list(trajectories["token"]))
-    scores = score_trajectories(trajectories, find_scene, show_progress=config.progress, rules=rules)
+    scores = score_trajectories(
+        trajectories,
+        scene_lookup(config, list(trajectories["token"])),
+        show_progress=config.progress,
+        rules=rules,
+        num_workers=config.num_workers or available_cores(),
+    )
     write_scores(scores, Path(config.output))
     return scores
 

@@ -29,6 +29,7 @@ from drivefine_agent.scoring.frame_scores import FrameScores
 from drivefine_agent.scoring.scorer import score_v1_rows
 from drivefine_agent.scoring.scorer_v2 import Traffic, score_v2_rows
 from drivefine_agent.scoring.types import ScoringScene, ScoringSceneV2, SubScoresV1
+from drivefine_agent.scoring.worker_processes import end_with_parent
 
 SCENES_PER_TASK = 16
 _SCENES_WORTH_A_PROCESS = 400
@@ -210,6 +211,7 @@ _worker: tuple[ScoringJob, SceneSource] | None = None
 
 def _start_worker(job: ScoringJob) -> None:
     global _worker
+    end_with_parent()
     _worker = job, job.source()
 
 

@@ -17,13 +17,14 @@ from drivefine_agent.evaluation.job_v2 import score_and_write
 from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome
 from drivefine_agent.evaluation.results_csv import METRICS_V1, result_table
 from drivefine_agent.evaluation.run import planned
-from drivefine_agent.evaluation.trajectory_file import SceneLookup, score_trajectories
+from drivefine_agent.evaluation.trajectory_file import score_trajectories
+from drivefine_agent.scoring.batch import Scenes
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.scoring.types import ScoringScene, SubScoresV1
 
 
-def scene_lookup(keys: DatasetKeys, scene_cache_path: Path | None, show_progress: bool) -> SceneLookup:
+def scene_lookup(keys: DatasetKeys, scene_cache_path: Path | None, show_progress: bool) -> Scenes:
     """Scoring scenes by token: from the scene cache if one is named, else built from logs and maps.
 
     Raises:
@@ -48,7 +49,7 @@ def scene_lookup(keys: DatasetKeys, scene_cache_path: Path | None, show_progress
 
 
 def score_one_stage(
-    submission: Submission, find_scene: SceneLookup, show_progress: bool = False
+    submission: Submission, scenes: Scenes, show_progress: bool = False
 ) -> list[pd.DataFrame]:
     """Results of every seed under NAVSIM 1.1's rules, as tables with NAVSIM's columns (`results_csv`).
 
@@ -60,10 +61,10 @@ def score_one_stage(
     """
     if submission.is_two_stage:
         raise DataError("NAVSIM 1.1's rules score submissions with 'predictions', got one with two stages")
-    return [_score_seed(seed, find_scene, show_progress) for seed in submission.predictions]
+    return [_score_seed(seed, scenes, show_progress) for seed in submission.predictions]
 
 
-def _score_seed(predictions: Predictions, find_scene: SceneLookup, show_progress: bool) -> pd.DataFrame:
+def _score_seed(predictions: Predictions, scenes: Scenes, show_progress: bool) -> pd.DataFrame:
     rows = {
         "token": list(predictions),
         "trajectory_id": ["final"] * len(predictions),
@@ -71,7 +72,7 @@ def _score_seed(predictions: Predictions, find_scene: SceneLookup, show_progress
     }
     scored = score_trajectories(
         pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in rows.items()}),
-        find_scene,
+        scenes,
         show_progress,
     )
     is_valid = scored["error"].isna()

@@ -8,8 +8,6 @@ text) and NAVSIM's columns, which are NaN where there is an error.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +19,11 @@ from tqdm import tqdm
 
 from drivefine_agent.constants import ANSWER_LENGTH, NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.types import FloatArray
-from drivefine_agent.errors import DataError, DriveFineError
-from drivefine_agent.scoring.scorer import score_v1_rows
-from drivefine_agent.scoring.scorer_v2 import HumanFilter, Traffic, score_v2_rows
-from drivefine_agent.scoring.types import ScoringScene, ScoringSceneV2, SubScoresV1, SubScoresV2
+from drivefine_agent.errors import DataError
+from drivefine_agent.scoring.batch import Scenes, ScoringRules, score_many
 
 INPUT_COLUMNS = ("token", "trajectory_id", "poses")
-METRIC_COLUMNS = {"navsim_v1": SubScoresV1.names(), "navsim_v2": SubScoresV2.names()}
-"""By rules."""
 _FIELD_NAMES = ("x", "y", "heading")
-
-SceneLookup = Callable[[str], ScoringScene]
-
-
-@dataclass(frozen=True)
-class ScoringRules:
-    """By which rules trajectories are scored; the last two matter to `navsim_v2` only."""
-
-    name: str = "navsim_v1"
-    traffic: Traffic = "non_reactive"
-    human_penalty_filter: HumanFilter = "true"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """NAVSIM's columns."""
-        return METRIC_COLUMNS[self.name]
-
-    def score(
-        self, scene: ScoringScene, poses: list[FloatArray]
-    ) -> tuple[SubScoresV1 | SubScoresV2, list[str | None]]:
-        """Sub-scores of rows (8, 3), NaN in bad ones, and per row the reason."""
-        if self.name == "navsim_v1":
-            return score_v1_rows(scene, poses)
-        assert isinstance(scene, ScoringSceneV2)
-        scores, _, errors = score_v2_rows(
-            scene, poses, traffic=self.traffic, human_penalty_filter=self.human_penalty_filter
-        )
-        return scores, errors
 
 
 def read_trajectories(path: Path) -> pd.DataFrame:
@@ -113,17 +79,19 @@ def parse_poses(values: Any) -> FloatArray:
 
 def score_trajectories(
     trajectories: pd.DataFrame,
-    find_scene: SceneLookup,
+    scenes: Scenes,
     show_progress: bool = False,
     rules: ScoringRules | None = None,
+    num_workers: int = 1,
 ) -> pd.DataFrame:
     """Score every row beside the reference planner alone.
 
     Args:
       trajectories: columns `token`, `trajectory_id`, `poses`.
-      find_scene: token -> prepared scene; raises DriveFineError or KeyError if there is none.
+      scenes: prepared scenes by token, of the same rules.
       show_progress: draw a progress bar over the rows.
-      rules: default NAVSIM 1.1's; `find_scene` gives scenes of the same rules.
+      rules: default NAVSIM 1.1's.
+      num_workers: threads; the result is the same for any number.
 
     Returns:
       One row per row, in order: `token`, `trajectory_id`, `error` and the metrics.
@@ -132,14 +100,24 @@ def score_trajectories(
     rules = rules or ScoringRules()
     scores = {name: np.full(len(trajectories), np.nan) for name in rules.columns}
     rows_of: dict[str, list[int]] = {}
-    for row, token in enumerate(trajectories["token"]):
+    poses_of: dict[str, list[FloatArray]] = {}
+    for row, (token, values) in enumerate(zip(trajectories["token"], trajectories["poses"], strict=True)):
+        try:
+            poses = parse_poses(values)
+        except ValueError as error:
+            errors[row] = str(error)
+            continue
         rows_of.setdefault(token, []).append(row)
-    all_poses = list(trajectories["poses"])
+        poses_of.setdefault(token, []).append(poses)
 
     with tqdm(total=len(trajectories), desc="Scoring", unit="trajectory", disable=not show_progress) as bar:
-        for token, rows in rows_of.items():
-            _score_scene(token, rows, all_poses, find_scene, rules, scores, errors)
-            bar.update(len(rows))
+        bar.update(sum(error is not None for error in errors))
+        results = score_many(scenes, poses_of, rules, num_workers=num_workers, on_progress=bar.update)
+    for token, (sub_scores, row_errors) in results.items():
+        for row, reason in zip(rows_of[token], row_errors, strict=True):
+            errors[row] = reason
+        for name in rules.columns:
+            scores[name][rows_of[token]] = getattr(sub_scores, name)
     return pd.DataFrame(
         {
             "token": list(trajectories["token"]),
@@ -148,40 +126,6 @@ def score_trajectories(
             **scores,
         }
     )
-
-
-def _score_scene(
-    token: str,
-    rows: list[int],
-    all_poses: list[Any],
-    find_scene: SceneLookup,
-    rules: ScoringRules,
-    scores: dict[str, FloatArray],
-    errors: list[str | None],
-) -> None:
-    """Score the rows of one scene into `scores` and `errors`."""
-    good_rows: list[int] = []
-    good_poses: list[FloatArray] = []
-    for row in rows:
-        try:
-            good_poses.append(parse_poses(all_poses[row]))
-            good_rows.append(row)
-        except ValueError as error:
-            errors[row] = str(error)
-    if not good_rows:
-        return
-    try:
-        scene = find_scene(token)
-    except (DriveFineError, KeyError) as error:
-        reason = str(error.args[0]) if error.args else str(error)
-        for row in good_rows:
-            errors[row] = reason
-        return
-    sub_scores, row_errors = rules.score(scene, good_poses)
-    for index, row in enumerate(good_rows):
-        errors[row] = row_errors[index]
-    for name in rules.columns:
-        scores[name][good_rows] = getattr(sub_scores, name)
 
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:

@@ -1,7 +1,8 @@
 """Filling a scene cache with several processes; a build that was stopped goes on where it was.
 
-The scenes are dealt out in portions, each of which becomes one shard. A worker reads the logs of its portion
-again instead of receiving frames from the parent. Only the manifest, written last, makes the folder a cache.
+The scenes are dealt out in portions, each of which becomes one part of the cache. A worker reads the logs of
+its portion again instead of receiving frames from the parent. At the end the parts are joined; only the
+manifest, written last, makes the folder a cache.
 """
 
 from __future__ import annotations
@@ -31,19 +32,18 @@ from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.build_v2 import build_scoring_scene_v2
 from drivefine_agent.scoring.cache import (
     MANIFEST_NAME,
-    SCENES_PER_SHARD,
-    SHARD_PATTERN,
-    DamagedShardError,
-    Shard,
-    ShardWriter,
-    next_shard_number,
+    SCENES_PER_PART,
+    finish_cache,
+    next_part_number,
+    packs_of,
+    part_name,
     read_manifest,
-    shard_name,
-    write_manifest,
 )
 from drivefine_agent.scoring.cache_layout import NUM_SAMPLES, RULES_V1
+from drivefine_agent.scoring.cache_pack import DamagedPackError, Pack, PackWriter
 from drivefine_agent.scoring.convert_cache import RULES_OF_VERSION, scoring_scene_from_metric_cache
 from drivefine_agent.scoring.types import ScoringScene
+from drivefine_agent.scoring.worker_processes import end_with_parent
 
 LOCK_NAME = ".lock"
 PORTIONS_PER_WORKER = 4  # so that workers finish at about the same time
@@ -69,11 +69,11 @@ class SceneRef:
 
 @dataclass(frozen=True)
 class Portion:
-    """The scenes of one shard."""
+    """The scenes of one part."""
 
     scenes: tuple[SceneRef, ...]
     maps_root: Path | None
-    shard_path: Path
+    part_path: Path
     rules: str
 
 
@@ -186,6 +186,7 @@ def build_scene_cache(
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
+        _remove_unfinished(folder)
         if overwrite:
             _remove_cache(folder)
         kept, failures = _state(folder, rules)
@@ -207,24 +208,22 @@ def build_scene_cache(
                     failures.update(build_portion(portion, bar.update))
             else:
                 failures.update(_build_in_processes(portions, num_workers, bar))
-        write_manifest(folder, {**failed_before, **failures}, rules)
+        finish_cache(folder, {**failed_before, **failures}, rules, show_progress)
     return BuildResult(len(missing) - len(failures), len(scenes) - len(missing), failures)
 
 
 def build_portion(portion: Portion, advance: Any = None) -> dict[str, str]:
-    """Build the scenes of a portion and write their shard; returns the reasons of those that failed."""
-    writer = ShardWriter()
+    """Build the scenes of a portion and write their part; returns the reasons of those that failed."""
     failures: dict[str, str] = {}
     fingerprints = {scene.token: scene.fingerprint for scene in portion.scenes}
-    for token, build in _jobs(portion):
-        try:
-            writer.add(build(), fingerprints[token])
-        except SceneError as error:
-            failures[token] = str(error)
-        if advance is not None:
-            advance()
-    if len(writer):
-        writer.write(portion.shard_path)
+    with PackWriter(portion.part_path, portion.rules) as writer:
+        for token, build in _jobs(portion):
+            try:
+                writer.add(build(), fingerprints[token])
+            except SceneError as error:
+                failures[token] = str(error)
+            if advance is not None:
+                advance()
     return failures
 
 
@@ -286,11 +285,11 @@ def _windows(scenes: Sequence[SceneRef]) -> Iterator[SceneWindow]:
 def _portions(
     scenes: Sequence[SceneRef], maps_root: Path | None, folder: Path, rules: str, num_workers: int
 ) -> list[Portion]:
-    size = -(-len(scenes) // (PORTIONS_PER_WORKER * num_workers)) if num_workers > 1 else SCENES_PER_SHARD
-    size = max(1, min(SCENES_PER_SHARD, size))
-    first = next_shard_number(folder)
+    size = -(-len(scenes) // (PORTIONS_PER_WORKER * num_workers)) if num_workers > 1 else SCENES_PER_PART
+    size = max(1, min(SCENES_PER_PART, size))
+    first = next_part_number(folder)
     return [
-        Portion(tuple(scenes[start : start + size]), maps_root, folder / shard_name(first + index), rules)
+        Portion(tuple(scenes[start : start + size]), maps_root, folder / part_name(first + index), rules)
         for index, start in enumerate(range(0, len(scenes), size))
     ]
 
@@ -301,6 +300,7 @@ _finished: Any = None
 
 def _start_worker(finished: Any) -> None:
     global _finished
+    end_with_parent()
     _finished = finished
 
 
@@ -320,20 +320,23 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
     shown = 0
     failures: dict[str, str] = {}
     with ProcessPoolExecutor(num_workers, context, _start_worker, (finished,)) as pool:
-        pending: set[Future[dict[str, str]]] = {
-            pool.submit(_build_in_worker, portion) for portion in portions
-        }
+        portion_of = {pool.submit(_build_in_worker, portion): portion for portion in portions}
+        pending: set[Future[dict[str, str]]] = set(portion_of)
+        running: list[Portion] = []
         try:
             while pending:
+                running = [portion_of[future] for future in pending if future.running()] or running
                 done, pending = wait(pending, timeout=_PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
                 bar.update(finished.value - shown)
                 shown = finished.value
                 for future in done:
                     failures.update(future.result())
         except BrokenProcessPool as error:
+            logs = sorted({scene.log_path.stem for portion in running for scene in portion.scenes})
             raise DataError(
-                "a worker process died (killed, or out of memory); finished shards are kept: start again,"
-                " with fewer num_workers if memory is short"
+                "a worker process died (killed, or out of memory) while the scenes of these logs were"
+                f" prepared: {', '.join(logs[:8])}{', ...' if len(logs) > 8 else ''}; finished parts stay:"
+                " start again, with fewer num_workers if memory is short"
             ) from error
         finally:
             for future in pending:
@@ -342,31 +345,35 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
 
 
 def _state(folder: Path, rules: str) -> tuple[dict[str, int | None], dict[str, str]]:
-    """Fingerprints of a folder's scenes, and scenes that failed before; damaged shards of ours are removed.
+    """Fingerprints of a folder's scenes, and scenes that failed before; damaged files of ours are removed.
 
     Raises:
-      DataError: if the folder holds a foreign file under the name of a shard or manifest, another version, or
+      DataError: if the folder holds a foreign file under the name of a pack or manifest, another version, or
         scenes of other rules.
     """
     failures: dict[str, str] = {}
     if (folder / MANIFEST_NAME).exists():
         failures = read_manifest(folder, rules)["failures"]
     fingerprints: dict[str, int | None] = {}
-    for path in sorted(folder.glob(SHARD_PATTERN)):
+    for path in packs_of(folder):
         try:
-            shard = Shard(path)
-        except DamagedShardError as error:
+            fingerprints.update(Pack(path).fingerprints)
+        except DamagedPackError as error:
             tqdm.write(f"building again what was in a damaged file ({error})")
             path.unlink()
-            continue
-        fingerprints.update({token: shard.fingerprint(token) for token in shard.tokens})
     return fingerprints, failures
 
 
 def _remove_cache(folder: Path) -> None:
-    """Remove a cache's files and nothing else."""
-    for path in [folder / MANIFEST_NAME, *folder.glob(SHARD_PATTERN)]:
+    """Remove a cache's files, of the first version too, and nothing else."""
+    for path in [folder / MANIFEST_NAME, *packs_of(folder), *folder.glob("scenes-*.shard")]:
         path.unlink(missing_ok=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove files that a killed build did not come to rename; builds exclude each other."""
+    for path in folder.glob(".*.pack.*.tmp"):
+        path.unlink()
 
 
 @contextmanager

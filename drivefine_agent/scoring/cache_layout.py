@@ -1,41 +1,108 @@
-"""How a scene lies in the scene cache: which arrays, in which order, of which type.
+"""How a scene lies in the scene cache.
 
-The arrays that scenes of all rules have are laid out by their counts. What NAVSIM 2's scenes have besides is
-listed, with type and shape, in the shard's index. Map polygons are not here but in the shard's table.
+    head | references | body
+
+The head has the time stamp and the counts from which all shapes follow. The references are numbers of what
+scenes share: log, map, polygons, pieces of lines (cache_roads). The body holds the rest: small arrays, texts,
+and the floating-point arrays (cache_codec). References and body are deflated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drivefine_agent.scoring.cache_codec import (
+    Guess,
+    Part,
+    decode_floats,
+    deflate,
+    encode_floats,
+    inflate,
+)
+from drivefine_agent.scoring.cache_roads import Polygons, RoadReader, RoadWriter, Rows
 from drivefine_agent.scoring.observation import track_polygons
-from drivefine_agent.scoring.types import FloatArray, ReactiveTraffic, ScoringScene, ScoringSceneV2
+from drivefine_agent.scoring.types import (
+    HUMAN_FILTERED,
+    FloatArray,
+    PolygonKind,
+    ReactiveTraffic,
+    ScoringScene,
+    ScoringSceneV2,
+)
 
 RULES_V1, RULES_V2 = "navsim_v1", "navsim_v2"
 NUM_SAMPLES: Mapping[str, int] = {RULES_V1: 51, RULES_V2: 41}
 """Samples of the tracks, by rules."""
 
-Fields = list[tuple[str, str, tuple[int, ...]]]
-"""Name, type and shape of arrays that follow each other, wide types first so that all stay aligned."""
+_HEAD = struct.Struct("<q15I")
+_HEX_TOKENS = re.compile(r"([0-9a-f]{16}\n)*")
+_REFERENCE_GROUPS = 5
 
-_ALIGNMENT = 8
-_ARRAYS_V2 = (
-    "overlaps_at_start",
-    "exists_in_frame",
-    "history_states",
-    "red_light_xy",
-    "red_light_ring_offsets",
-    "red_light_part_offsets",
-    "red_light_on",
-    "human_zeros_log_replay",
-    "human_zeros_idm",
-)
-_TRAFFIC_PREFIX = "traffic."
+
+class _Head(NamedTuple):
+    timestamp_us: int
+    references_size: int
+    num_polygons: int
+    num_line_pieces: int
+    num_lights: int
+    num_path_pieces: int
+    num_tracks: int
+    num_history: int
+    num_vehicles: int
+    num_agents: int
+    token_bytes: int
+    error_bytes: int
+    tokens_are_hex: int
+    is_synthetic: int
+    has_traffic: int
+    unused: int = 0
+
+
+class Names:
+    """Texts that scenes share, numbered in the order of their first use."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+
+    def row(self, name: str) -> int:
+        """Number of a text, which is taken in if it is new."""
+        return self._rows.setdefault(name, len(self._rows))
+
+    def list(self) -> list[str]:
+        """All texts."""
+        return list(self._rows)
+
+
+class SharedWriter:
+    """What the scenes of a pack share, while they are written."""
+
+    def __init__(self) -> None:
+        self.names = Names()
+        self.roads = RoadWriter()
+
+
+class SharedReader(NamedTuple):
+    """What the scenes of a pack share."""
+
+    names: tuple[str, ...]
+    roads: RoadReader
+
+
+class _References(NamedTuple):
+    """What a scene refers to, by number."""
+
+    names: Rows
+    """(2,) log, map."""
+    polygons: Rows
+    centerline: Rows
+    lights: Rows
+    paths: Rows
 
 
 def rules_of(scene: ScoringScene) -> str:
@@ -43,32 +110,8 @@ def rules_of(scene: ScoringScene) -> str:
     return RULES_V2 if isinstance(scene, ScoringSceneV2) else RULES_V1
 
 
-def scene_fields(
-    rules: str, num_vertices: int, num_tracks: int, num_polygons: int, token_bytes: int
-) -> Fields:
-    """The arrays that scenes of all rules have."""
-    num_samples = NUM_SAMPLES[rules]
-    return [
-        ("initial_state", "<f8", (11,)),
-        ("human_poses", "<f8", (8, 3)),
-        ("reference_poses", "<f8", (51, 3)),
-        ("reference_states", "<f8", (41, 11)),
-        ("reference_summary", "<f8", (2,)),
-        ("centerline", "<f8", (num_vertices, 2)),
-        ("track_poses", "<f8", (num_samples, num_tracks, 3)),
-        ("track_sizes", "<f8", (num_tracks, 2)),
-        ("polygon_rows", "<i4", (num_polygons,)),
-        ("polygon_on_route", "|b1", (num_polygons,)),
-        ("track_type", "|i1", (num_tracks,)),
-        ("track_exists", "|b1", (num_samples, num_tracks)),
-        ("track_is_agent", "|b1", (num_tracks,)),
-        ("track_is_stopped", "|b1", (num_tracks,)),
-        ("track_tokens", "|u1", (token_bytes,)),
-    ]
-
-
-def pack_scene(scene: ScoringScene, polygon_rows: NDArray[np.int32]) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of a scene, and what must be known to read them (for the index).
+def pack_scene(scene: ScoringScene, shared: SharedWriter) -> bytes:
+    """The bytes of a scene; what it shares with others goes to `shared`.
 
     Raises:
       ValueError: if the scene has no box poses (`track_poses`), as scenes made by hand.
@@ -77,119 +120,355 @@ def pack_scene(scene: ScoringScene, polygon_rows: NDArray[np.int32]) -> tuple[by
         raise ValueError(
             f"a scene needs track_poses and track_sizes to be cached, scene '{scene.token}' has none"
         )
-    token_bytes = "\n".join(scene.track_tokens).encode()
-    values = {
-        "initial_state": scene.initial_state,
-        "human_poses": scene.human_poses,
-        "reference_poses": scene.reference_poses,
-        "reference_states": scene.reference_states,
-        "reference_summary": np.array([scene.reference_progress, scene.reference_multiplier]),
-        "centerline": scene.centerline,
-        "track_poses": scene.track_poses,
-        "track_sizes": scene.track_sizes,
-        "polygon_rows": polygon_rows,
+    lights, paths, pieces_per_path = Rows0, Rows0, Rows0
+    if isinstance(scene, ScoringSceneV2):
+        lights = shared.roads.polygons.add(_lights_of(scene))
+        if scene.traffic is not None:
+            found = [shared.roads.paths.add_line(path) for path in _paths_of(scene.traffic)]
+            paths = np.concatenate([Rows0, *found])
+            pieces_per_path = np.array([len(rows) for rows in found], dtype=np.int32)
+    polygons = Polygons(
+        scene.polygon_xy,
+        scene.polygon_ring_offsets,
+        scene.polygon_part_offsets,
+        scene.polygon_kind,
+        scene.polygon_ids,
+    )
+    names = [shared.names.row(scene.log_name), shared.names.row(scene.map_name)]
+    references = _References(
+        np.array(names, dtype=np.int32),
+        shared.roads.polygons.add(polygons),
+        shared.roads.lines.add_line(scene.centerline),
+        lights,
+        paths,
+    )
+    token_bytes, is_hex = _pack_tokens(scene.track_tokens)
+    values: dict[str, NDArray[Any]] = {
         "polygon_on_route": scene.polygon_on_route,
         "track_type": scene.track_type,
         "track_exists": scene.track_exists,
         "track_is_agent": scene.track_is_agent,
         "track_is_stopped": scene.track_is_stopped,
         "track_tokens": np.frombuffer(token_bytes, dtype=np.uint8),
+        "initial_state": scene.initial_state[None],
+        "human_poses": scene.human_poses,
+        "reference_poses": scene.reference_poses,
+        "reference_states": scene.reference_states,
+        "reference_summary": np.array([[scene.reference_progress, scene.reference_multiplier]]),
+        "track_poses": scene.track_poses.reshape(len(scene.track_exists), -1),
+        "track_sizes": scene.track_sizes,
     }
-    counts = [len(scene.centerline), len(scene.track_type), len(scene.polygon_kind), len(token_bytes)]
-    blob = pack_arrays(values, scene_fields(rules_of(scene), *counts))
-    if not isinstance(scene, ScoringSceneV2):
-        return blob, {"counts": counts}
-    extra = _extra_arrays(scene)
-    layout: Fields = [(name, array.dtype.str, array.shape) for name, array in extra.items()]
-    entry = {"counts": counts, "is_synthetic": scene.is_synthetic, "extra": layout}
-    entry["traffic_error"] = scene.traffic_error
-    return padded(blob) + pack_arrays(extra, layout), entry
-
-
-def unpack_scene(
-    buffer: NDArray[np.uint8], rules: str, entry: Mapping[str, Any], polygons: Mapping[str, Any]
-) -> ScoringScene:
-    """The scene in a buffer.
-
-    Args:
-      buffer: the bytes of `pack_scene`; the arrays become views of it.
-      rules: of the shard.
-      entry: the scene's entry in the index.
-      polygons: by name, the fields of the scene that come from the table of polygons.
-    """
-    base = scene_fields(rules, *entry["counts"])
-    arrays = unpack_arrays(buffer, base)
-    corners, centers = track_polygons(arrays["track_poses"], arrays["track_sizes"], arrays["track_exists"])
-    token_text = arrays["track_tokens"].tobytes().decode()
-    common: dict[str, Any] = {
-        "token": entry["token"],
-        "log_name": entry["log_name"],
-        "map_name": entry["map_name"],
-        "timestamp_us": entry["timestamp_us"],
-        **{
-            name: arrays[name]
-            for name in (
-                "initial_state",
-                "human_poses",
-                "reference_poses",
-                "reference_states",
-                "centerline",
-                "polygon_on_route",
-                "track_exists",
-                "track_is_agent",
-                "track_is_stopped",
-                "track_poses",
-                "track_sizes",
+    head = _Head(
+        timestamp_us=int(scene.timestamp_us),
+        references_size=0,
+        num_polygons=len(references.polygons),
+        num_line_pieces=len(references.centerline),
+        num_lights=len(lights),
+        num_path_pieces=len(paths),
+        num_tracks=len(scene.track_type),
+        num_history=0,
+        num_vehicles=0,
+        num_agents=0,
+        token_bytes=len(token_bytes),
+        error_bytes=0,
+        tokens_are_hex=int(is_hex),
+        is_synthetic=0,
+        has_traffic=0,
+    )
+    if isinstance(scene, ScoringSceneV2):
+        error_bytes = scene.traffic_error.encode()
+        values["traffic_error"] = np.frombuffer(error_bytes, dtype=np.uint8)
+        values["human_zeros"] = np.stack([scene.human_zeros_log_replay, scene.human_zeros_idm])
+        for name in ("overlaps_at_start", "exists_in_frame", "red_light_on", "history_states"):
+            values[name] = getattr(scene, name)
+        head = head._replace(
+            num_history=len(scene.history_states),
+            error_bytes=len(error_bytes),
+            is_synthetic=int(scene.is_synthetic),
+            has_traffic=int(scene.traffic is not None),
+        )
+        if scene.traffic is not None:
+            values |= _traffic_values(scene.traffic, scene.track_poses[0], scene.track_sizes)
+            values["pieces_per_path"] = pieces_per_path
+            head = head._replace(
+                num_vehicles=len(scene.traffic.vehicle_track), num_agents=len(scene.traffic.agent_vehicle)
             )
-        },
-        "reference_progress": float(arrays["reference_summary"][0]),
-        "reference_multiplier": float(arrays["reference_summary"][1]),
+    rules = rules_of(scene)
+    parts = _float_parts(rules, head)
+    body = _pack_arrays(values, _small_fields(rules, head)) + encode_floats(
+        [values[name] for name in parts], list(parts.values()), scene.track_exists
+    )
+    return _joined(head, references, deflate(body))
+
+
+def unpack_scene(token: str, blob: NDArray[np.uint8], rules: str, shared: SharedReader) -> ScoringScene:
+    """The scene in the bytes of `pack_scene`."""
+    head, references, body = _split(blob)
+    data = inflate(body)
+    values, position = _unpack_arrays(data, _small_fields(rules, head))
+    parts = _float_parts(rules, head)
+    exists = values["track_exists"]
+    floats = decode_floats(data[position:], list(parts.values()), exists)
+    values |= dict(zip(parts, floats, strict=True))
+    poses = values["track_poses"].reshape(NUM_SAMPLES[rules], head.num_tracks, 3)
+    corners, centers = track_polygons(poses, values["track_sizes"], exists)
+    polygons = shared.roads.polygons.take(references.polygons)
+    common: dict[str, Any] = {
+        "token": token,
+        "log_name": shared.names[references.names[0]],
+        "map_name": shared.names[references.names[1]],
+        "timestamp_us": head.timestamp_us,
+        "initial_state": values["initial_state"][0],
+        "human_poses": values["human_poses"],
+        "reference_poses": values["reference_poses"],
+        "reference_states": values["reference_states"],
+        "reference_progress": float(values["reference_summary"][0, 0]),
+        "reference_multiplier": float(values["reference_summary"][0, 1]),
+        "centerline": shared.roads.lines.line(references.centerline),
+        "polygon_xy": polygons.xy,
+        "polygon_ring_offsets": polygons.ring_offsets,
+        "polygon_part_offsets": polygons.part_offsets,
+        "polygon_kind": polygons.kind,
+        "polygon_ids": polygons.ids,
+        "polygon_on_route": values["polygon_on_route"],
         "track_corners": corners,
         "track_center": centers,
-        "track_type": arrays["track_type"].astype(np.int64),
-        "track_tokens": tuple(token_text.split("\n")) if token_text else (),
-        **polygons,
+        "track_exists": exists,
+        "track_is_agent": values["track_is_agent"],
+        "track_is_stopped": values["track_is_stopped"],
+        "track_type": values["track_type"].astype(np.int64),
+        "track_tokens": _unpack_tokens(values["track_tokens"].tobytes(), bool(head.tokens_are_hex)),
+        "track_poses": poses,
+        "track_sizes": values["track_sizes"],
     }
     if rules == RULES_V1:
         return ScoringScene(**common)
-    start = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in base)
-    start += -start % _ALIGNMENT
-    layout = [(name, dtype, tuple(shape)) for name, dtype, shape in entry["extra"]]
-    extra = unpack_arrays(buffer[start:], layout)
-    text = extra["red_light_ids"].tobytes().decode()
-    traffic = {
-        name.removeprefix(_TRAFFIC_PREFIX): array
-        for name, array in extra.items()
-        if name.startswith(_TRAFFIC_PREFIX)
-    }
-    common.update({name: extra[name] for name in _ARRAYS_V2})
+    lights = shared.roads.polygons.take(references.lights)
+    traffic = None
+    if head.has_traffic:
+        paths, pieces = shared.roads.paths.lines(references.paths)
+        traffic = _traffic_of(values, poses[0], paths, pieces)
     return ScoringSceneV2(
         **common,
-        is_synthetic=entry["is_synthetic"],
-        traffic_error=entry["traffic_error"],
-        red_light_ids=tuple(text.split("\n")) if text else (),
-        traffic=ReactiveTraffic(**traffic) if traffic else None,
+        is_synthetic=bool(head.is_synthetic),
+        overlaps_at_start=values["overlaps_at_start"],
+        exists_in_frame=values["exists_in_frame"],
+        history_states=values["history_states"],
+        red_light_xy=lights.xy,
+        red_light_ring_offsets=lights.ring_offsets,
+        red_light_part_offsets=lights.part_offsets,
+        red_light_on=values["red_light_on"],
+        red_light_ids=lights.ids,
+        traffic=traffic,
+        traffic_error=values["traffic_error"].tobytes().decode(),
+        human_zeros_log_replay=values["human_zeros"][0],
+        human_zeros_idm=values["human_zeros"][1],
     )
 
 
-def _extra_arrays(scene: ScoringSceneV2) -> dict[str, NDArray[Any]]:
-    """What scenes of NAVSIM 2 have besides, wide types first."""
-    arrays = {name: np.asarray(getattr(scene, name)) for name in _ARRAYS_V2}
-    arrays["red_light_ids"] = np.frombuffer("\n".join(scene.red_light_ids).encode(), dtype=np.uint8)
-    if scene.traffic is not None:
-        for field in fields(scene.traffic):
-            arrays[_TRAFFIC_PREFIX + field.name] = np.asarray(getattr(scene.traffic, field.name))
-    return dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))
+def log_and_time(blob: NDArray[np.uint8], shared: SharedReader) -> tuple[str, int]:
+    """Name of the log of a scene, and its time stamp [us]."""
+    head, references, _ = _split(blob)
+    return shared.names[references.names[0]], head.timestamp_us
 
 
-def pack_arrays(values: Mapping[str, NDArray[Any]], layout: Fields) -> bytes:
-    """The bytes of arrays, one after the other.
+class Remapping:
+    """Moves scenes, in their compact form, to another pack: only their references change."""
 
-    Raises:
-      ValueError: if an array has another shape than the layout says.
-    """
+    def __init__(self, source: SharedReader, target: SharedWriter) -> None:
+        roads = source.roads
+        self._name = _Memo(lambda row: target.names.row(source.names[row]))
+        self._line = _Memo(lambda row: target.roads.lines.add_piece(roads.lines.line(_row(row))))
+        self._path = _Memo(lambda row: target.roads.paths.add_piece(roads.paths.line(_row(row))))
+        self._polygon = _Memo(lambda row: int(target.roads.polygons.add(roads.polygons.take(_row(row)))[0]))
+
+    def moved(self, blob: NDArray[np.uint8]) -> bytes:
+        """The bytes of a scene for the target."""
+        head, old, body = _split(blob)
+        lights = self._polygon.rows(
+            old.lights
+        )  # in the order of pack_scene, so that the tables come out alike
+        paths = self._path.rows(old.paths)
+        names = self._name.rows(old.names)
+        polygons = self._polygon.rows(old.polygons)
+        new = _References(names, polygons, self._line.rows(old.centerline), lights, paths)
+        return _joined(head, new, body.tobytes())
+
+
+class _Memo:
+    """Numbers in the target by those in the source."""
+
+    def __init__(self, add: Callable[[int], int]) -> None:
+        self._add = add
+        self._known: dict[int, int] = {}
+
+    def rows(self, rows: Rows) -> Rows:
+        for row in rows.tolist():
+            if row not in self._known:
+                self._known[row] = self._add(row)
+        return np.array([self._known[row] for row in rows.tolist()], dtype=np.int32)
+
+
+def _row(row: int) -> Rows:
+    return np.array([row], dtype=np.int32)
+
+
+Rows0: Rows = np.zeros(0, dtype=np.int32)
+
+
+def _joined(head: _Head, references: _References, body: bytes) -> bytes:
+    steps = np.diff(np.concatenate(references), prepend=np.int32(0)).astype(np.int32)
+    packed = deflate(np.ascontiguousarray(steps.view(np.uint8).reshape(-1, 4).T).tobytes())
+    return _HEAD.pack(*head._replace(references_size=len(packed))) + packed + body
+
+
+def _split(blob: NDArray[np.uint8]) -> tuple[_Head, _References, NDArray[np.uint8]]:
+    head = _Head(*_HEAD.unpack_from(blob.data))
+    start = _HEAD.size + head.references_size
+    planes = inflate(blob[_HEAD.size : start]).reshape(4, -1)
+    steps = np.ascontiguousarray(planes.T).reshape(-1).view(np.int32)
+    rows = np.cumsum(steps, dtype=np.int32)
+    counts = (2, head.num_polygons, head.num_line_pieces, head.num_lights, head.num_path_pieces)
+    groups = np.split(rows, np.cumsum(counts)[:-1])
+    assert len(groups) == _REFERENCE_GROUPS
+    return head, _References(*groups), blob[start:]
+
+
+_Fields = list[tuple[str, str, tuple[int, ...]]]
+
+
+def _small_fields(rules: str, head: _Head) -> _Fields:
+    """Name, type and shape of the arrays that are not of floating point, wide types first."""
+    num_samples, num_tracks = NUM_SAMPLES[rules], head.num_tracks
+    fields: _Fields = [
+        ("polygon_on_route", "|b1", (head.num_polygons,)),
+        ("track_type", "|i1", (num_tracks,)),
+        ("track_exists", "|b1", (num_samples, num_tracks)),
+        ("track_is_agent", "|b1", (num_tracks,)),
+        ("track_is_stopped", "|b1", (num_tracks,)),
+        ("track_tokens", "|u1", (head.token_bytes,)),
+    ]
+    if rules == RULES_V1:
+        return fields
+    traffic: _Fields = []
+    if head.has_traffic:
+        traffic = [
+            ("vehicle_boxes", "<i8", (head.num_vehicles, 5)),
+            ("vehicle_track", "<i4", (head.num_vehicles,)),
+            ("agent_vehicle", "<i4", (head.num_agents,)),
+            ("pieces_per_path", "<i4", (head.num_agents,)),
+            ("may_freeze", "|b1", (head.num_vehicles,)),
+        ]
+    return [
+        *traffic,
+        *fields,
+        ("overlaps_at_start", "|b1", (num_tracks,)),
+        ("exists_in_frame", "|b1", (num_tracks,)),
+        ("red_light_on", "|b1", (num_samples, head.num_lights)),
+        ("human_zeros", "|b1", (2, len(HUMAN_FILTERED))),
+        ("traffic_error", "|u1", (head.error_bytes,)),
+    ]
+
+
+def _float_parts(rules: str, head: _Head) -> dict[str, Part]:
+    """The arrays of floating point."""
+    parts = {
+        "initial_state": Part(1, 11, Guess.NONE),
+        "human_poses": Part(8, 3, Guess.LINE),
+        "reference_poses": Part(51, 3, Guess.LINE),
+        "reference_states": Part(41, 11, Guess.STATES),
+        "reference_summary": Part(1, 2, Guess.NONE),
+        "track_poses": Part(NUM_SAMPLES[rules], 3 * head.num_tracks, Guess.TRACKS),
+        "track_sizes": Part(head.num_tracks, 2, Guess.NONE),
+    }
+    if rules == RULES_V2:
+        parts["history_states"] = Part(head.num_history, 11, Guess.LINE)
+    if head.has_traffic:
+        parts["vehicle_speed"] = Part(head.num_vehicles, 1, Guess.NONE)
+        parts["agent_poses"] = Part(head.num_agents, 3, Guess.NONE)
+        parts["agent_progress"] = Part(head.num_agents, 1, Guess.NONE)
+        parts["agent_target_speed"] = Part(head.num_agents, 1, Guess.SAME)
+    return parts
+
+
+def _lights_of(scene: ScoringSceneV2) -> Polygons:
+    kinds = np.full(len(scene.red_light_ids), PolygonKind.LANE_CONNECTOR, dtype=np.int64)
+    return Polygons(
+        scene.red_light_xy,
+        scene.red_light_ring_offsets,
+        scene.red_light_part_offsets,
+        kinds,
+        scene.red_light_ids,
+    )
+
+
+def _paths_of(traffic: ReactiveTraffic) -> list[FloatArray]:
+    """(n, 4) x, y, heading, progress of each path."""
+    vertices = np.column_stack([traffic.path_xy, traffic.path_heading, traffic.path_progress])
+    return np.split(vertices, traffic.path_offsets[1:-1]) if len(traffic.path_offsets) > 1 else []
+
+
+def _traffic_values(
+    traffic: ReactiveTraffic, poses: FloatArray, sizes: FloatArray
+) -> dict[str, NDArray[Any]]:
+    """The arrays of reactive traffic. Boxes are kept by their difference to those of the tracks, mostly 0."""
+    boxes = np.concatenate([traffic.vehicle_poses, traffic.vehicle_sizes], axis=1)
+    expected = np.concatenate([poses, sizes], axis=1)[traffic.vehicle_track]
+    return {
+        "vehicle_boxes": boxes.view(np.int64) - expected.view(np.int64),
+        "vehicle_track": traffic.vehicle_track,
+        "agent_vehicle": traffic.agent_vehicle,
+        "may_freeze": traffic.may_freeze,
+        "vehicle_speed": traffic.vehicle_speed[:, None],
+        "agent_poses": traffic.agent_poses,
+        "agent_progress": traffic.agent_progress[:, None],
+        "agent_target_speed": traffic.agent_target_speed[:, None],
+    }
+
+
+def _traffic_of(
+    values: Mapping[str, NDArray[Any]], poses: FloatArray, paths: FloatArray, pieces: NDArray[np.int64]
+) -> ReactiveTraffic:
+    """The reverse of `_traffic_values`, with the vertices (n, 4) of the paths and where pieces start."""
+    vehicle_track = values["vehicle_track"].astype(np.int64)
+    expected = np.concatenate([poses, values["track_sizes"]], axis=1)[vehicle_track]
+    boxes = (values["vehicle_boxes"] + expected.view(np.int64)).view(np.float64)
+    first_pieces = np.concatenate([[0], np.cumsum(values["pieces_per_path"], dtype=np.int64)])
+    return ReactiveTraffic(
+        vehicle_track=vehicle_track,
+        vehicle_poses=boxes[:, :3].copy(),
+        vehicle_sizes=boxes[:, 3:].copy(),
+        vehicle_speed=values["vehicle_speed"][:, 0],
+        may_freeze=values["may_freeze"],
+        agent_vehicle=values["agent_vehicle"].astype(np.int64),
+        agent_poses=values["agent_poses"],
+        agent_progress=values["agent_progress"][:, 0],
+        agent_target_speed=values["agent_target_speed"][:, 0],
+        path_xy=paths[:, :2].copy(),
+        path_heading=paths[:, 2].copy(),
+        path_progress=paths[:, 3].copy(),
+        path_offsets=pieces[first_pieces],
+    )
+
+
+def _pack_tokens(tokens: tuple[str, ...]) -> tuple[bytes, bool]:
+    """Bytes of the tokens of tracks, and whether they are the digits of NAVSIM's hexadecimal ones."""
+    text = "".join(f"{token}\n" for token in tokens)
+    if _HEX_TOKENS.fullmatch(text):
+        return bytes.fromhex(text), True
+    return "\n".join(tokens).encode(), False
+
+
+def _unpack_tokens(data: bytes, is_hex: bool) -> tuple[str, ...]:
+    if not is_hex:
+        return tuple(data.decode().split("\n"))
+    text = data.hex()
+    return tuple([text[start : start + 16] for start in range(0, len(text), 16)])
+
+
+def _pack_arrays(values: Mapping[str, NDArray[Any]], fields: _Fields) -> bytes:
     parts = []
-    for name, dtype, shape in layout:
+    for name, dtype, shape in fields:
         array = np.ascontiguousarray(values[name], dtype=np.dtype(dtype))
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
@@ -197,34 +476,12 @@ def pack_arrays(values: Mapping[str, NDArray[Any]], layout: Fields) -> bytes:
     return b"".join(parts)
 
 
-def unpack_arrays(buffer: NDArray[np.uint8], layout: Fields) -> dict[str, NDArray[Any]]:
-    """Read-only views into a buffer."""
+def _unpack_arrays(data: NDArray[np.uint8], fields: _Fields) -> tuple[dict[str, NDArray[Any]], int]:
+    """Views into the bytes of `_pack_arrays`, and where these end."""
     arrays = {}
     position = 0
-    for name, dtype, shape in layout:
-        array: NDArray[Any] = np.ndarray(shape, dtype=dtype, buffer=buffer, offset=position)
+    for name, dtype, shape in fields:
+        array: NDArray[Any] = np.ndarray(shape, dtype=dtype, buffer=data, offset=position)
         arrays[name] = array
         position += array.nbytes
-    return arrays
-
-
-def padded(data: bytes) -> bytes:
-    """The bytes, filled up so that what follows is aligned."""
-    return data + b"\0" * (-len(data) % _ALIGNMENT)
-
-
-def polygon_views(
-    table: Mapping[str, NDArray[Any]],
-    ids: NDArray[np.object_],
-    rows: NDArray[np.int32],
-    taken: tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]],
-) -> dict[str, Any]:
-    """The fields of a scene that come from the shard's table of polygons."""
-    xy, ring_offsets, part_offsets = taken
-    return {
-        "polygon_xy": xy,
-        "polygon_ring_offsets": ring_offsets,
-        "polygon_part_offsets": part_offsets,
-        "polygon_kind": table["kind"][rows],
-        "polygon_ids": tuple(ids[rows]),
-    }
+    return arrays, position

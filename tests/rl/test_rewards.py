@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from drivefine_agent.errors import DataError, DriveFineError
-from drivefine_agent.scoring.cache import SceneCache, write_manifest
+from drivefine_agent.scoring.cache import SceneCache, finish_cache
 from drivefine_agent.scoring.scorer import score_v1
 from rl.config import RewardConfig
-from rl.ray_rewards import import_ray
+from rl.ray_rewards import RayScorer, import_ray
 from rl.reward_pool import MAX_ROWS, PoolScorer
 from rl.rewards import (
     SUB_SCORES,
@@ -28,6 +28,7 @@ from rl.rewards import (
     Scores,
     reward_scorer,
     scorable_scenes,
+    score_scene,
     weighted_score,
 )
 
@@ -156,7 +157,7 @@ def test_missing_scenes_are_counted_named_and_the_tool_is_told(cache: SceneCache
 def test_scenes_whose_preparation_failed_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_manifest(tmp_path, {"broken": "no route"})
+    finish_cache(tmp_path, {"broken": "no route"})
     assert scorable_scenes(SceneCache(tmp_path), ["broken"], "split").tolist() == []
     assert "1 of 1 scenes are left out" in caplog.text
     assert "no route" in caplog.text
@@ -307,13 +308,38 @@ def test_ray_gives_what_this_process_gives(cache: SceneCache, scene_cache: Path,
     pytest.importorskip("ray", reason="Ray is an optional dependency and not installed")
     poses[2, 0, 0, 1] = np.inf
     expected = _scored(_in_process(scene_cache), cache.tokens, poses)
-    with reward_scorer(RewardConfig(backend="ray", num_workers=1), scene_cache) as scorer:
+    with reward_scorer(RewardConfig(backend="ray", num_workers=2), scene_cache) as scorer:
         got = _scored(scorer, cache.tokens, poses)
     np.testing.assert_array_equal(got.sub_scores, expected.sub_scores)
     assert got.reasons == expected.reasons
 
 
+@pytest.mark.slow
+def test_a_ray_task_that_dies_or_hangs_has_no_reward(cache: SceneCache, scene_cache: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is an optional dependency and not installed")
+    deadly, slow, *good = cache.tokens
+
+    def score(folder: str, token: str, poses: Array) -> Any:
+        if token == deadly:
+            os._exit(1)
+        if token == slow:
+            time.sleep(600)
+        return score_scene(SceneCache(folder), token, poses)
+
+    tokens = [good[0], deadly, slow, *good[1:]]
+    poses = np.stack([cache[token].human_poses for token in tokens])[:, None]
+    config = RewardConfig(backend="ray", num_workers=2, timeout_s=15.0, start_timeout_s=60.0)
+    with RayScorer(config, scene_cache, score) as scorer:
+        got = _scored(scorer, tokens, poses)
+    assert got.is_valid[:, 0].tolist() == [token in good for token in tokens]
+    assert len(got.reasons) == 2
+    assert repr(deadly) in got.reasons[0]
+    assert repr(slow) in got.reasons[1]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_the_error_is_one_made_for_people() -> None:
-    with pytest.raises(DriveFineError, match=r"pip install ray, or set reward\.backend=processes"):
+    with pytest.raises(
+        DriveFineError, match=r"pip install drivefine\[ray\], or set reward\.backend=processes"
+    ):
         import_ray()

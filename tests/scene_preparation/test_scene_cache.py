@@ -1,6 +1,10 @@
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 import struct
+import time
 import zlib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -15,9 +19,15 @@ from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.build_v2 import build_scoring_scene_v2
-from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter, write_manifest
-from drivefine_agent.scoring.cache_build import build_scene_cache, scene_refs, window_checksum
-from drivefine_agent.scoring.cache_layout import RULES_V2
+from drivefine_agent.scoring.cache import SceneCache, SceneCacheWriter, finish_cache, part_name
+from drivefine_agent.scoring.cache_build import (
+    Portion,
+    build_portion,
+    build_scene_cache,
+    scene_refs,
+    window_checksum,
+)
+from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -34,7 +44,7 @@ def scenes(navsim_mini: Path, windows: list[SceneWindow]) -> list[ScoringScene]:
 
 @pytest.fixture
 def folder(tmp_path: Path, scenes: list[ScoringScene]) -> Path:
-    with SceneCacheWriter(tmp_path / "cache", scenes_per_shard=3) as writer:
+    with SceneCacheWriter(tmp_path / "cache", scenes_per_part=3) as writer:
         for scene in scenes:
             writer.add(scene)
     return tmp_path / "cache"
@@ -48,7 +58,8 @@ def assert_equal(ours: Any, expected: Any) -> None:
             assert_equal(a, b)
         elif isinstance(b, np.ndarray):
             assert a.dtype == b.dtype, field.name
-            np.testing.assert_array_equal(a, b, err_msg=field.name)
+            assert a.shape == b.shape, field.name
+            assert a.tobytes() == b.tobytes(), field.name  # bit for bit: the sign of 0 counts too
         else:
             assert a == b, field.name
 
@@ -56,7 +67,7 @@ def assert_equal(ours: Any, expected: Any) -> None:
 def test_scenes_come_out_bit_for_bit_as_they_went_in(folder: Path, scenes: list[ScoringScene]) -> None:
     cache = SceneCache(folder)
     assert cache.tokens == tuple(scene.token for scene in scenes)
-    assert len(list(folder.glob("*.shard"))) == -(-len(scenes) // 3)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "scenes.pack"]
     for scene in scenes:
         assert_equal(cache[scene.token], scene)
 
@@ -67,20 +78,20 @@ def test_scenes_of_navsim_2_come_out_as_they_went_in(
     built = [build_scoring_scene_v2(w, load_map(navsim_mini / "maps", w.map_name)) for w in windows]
     assert any(scene.red_light_ids for scene in built)
     bare = replace(built[0], token="bare", red_light_ids=(), red_light_on=np.zeros((41, 0), dtype=bool))
-    with SceneCacheWriter(tmp_path, scenes_per_shard=3, rules=RULES_V2) as writer:
+    with SceneCacheWriter(tmp_path, scenes_per_part=3, rules=RULES_V2) as writer:
         for scene in (*built, bare):
             writer.add(scene)
     cache = SceneCache(tmp_path, RULES_V2)
     for scene in (*built, bare):
         assert_equal(cache[scene.token], scene)
-    with pytest.raises(DataError, match="rules 'navsim_v2', but version 1 and rules 'navsim_v1' are needed"):
+    with pytest.raises(DataError, match="rules 'navsim_v2', but 'navsim_v1' are needed"):
         SceneCache(tmp_path)
-    with pytest.raises(DataError, match="holds a shard of 'navsim_v2'"):
-        write_manifest(tmp_path, {})
+    with pytest.raises(DataError, match="holds scenes of 'navsim_v2'"):
+        finish_cache(tmp_path, {})
     mixed = SceneCacheWriter(tmp_path / "mixed")
-    mixed.add(scenes[0])
+    mixed.add(built[0])
     with pytest.raises(ValueError, match="of the same rules"):
-        mixed.add(built[0])
+        mixed.close()
 
 
 def test_a_cached_scene_scores_like_the_built_one(folder: Path, scenes: list[ScoringScene]) -> None:
@@ -143,44 +154,63 @@ def flip_byte(path: Path, position: int) -> None:
     path.write_bytes(bytes(data))
 
 
-def first_shard(folder: Path) -> Path:
-    return folder / "scenes-00000.shard"
+def pack_of(folder: Path) -> Path:
+    return folder / "scenes.pack"
 
 
-@pytest.mark.parametrize("position", [20, 200, -1], ids=["header", "scene", "index"])
+def flip_bytes_of_table(folder: Path, name: str) -> None:
+    data = pack_of(folder).read_bytes()
+    meta = json.loads(data[data.rindex(b'{"rules"') :])
+    _, shape, offset, _ = meta["tables"][name]
+    flip_byte(pack_of(folder), offset + shape[0] // 2)
+
+
+@pytest.mark.parametrize("name", ["index.crc", "roads.polygons.pieces", "roads.lines.blocks"])
+def test_a_flipped_byte_in_a_table_is_found(folder: Path, name: str) -> None:
+    flip_bytes_of_table(folder, name)
+    with pytest.raises(DataError, match=r"damaged.*scenes\.pack.*build_scene_cache"):
+        list(SceneCache(folder).values())
+
+
+@pytest.mark.parametrize("position", [20, 200, -1], ids=["header", "scene", "meta"])
 def test_a_flipped_byte_is_found(folder: Path, scenes: list[ScoringScene], position: int) -> None:
-    flip_byte(first_shard(folder), position)
-    with pytest.raises(DataError, match=r"damaged.*scenes-00000\.shard.*build_scene_cache"):
+    flip_byte(pack_of(folder), position)
+    with pytest.raises(DataError, match=r"damaged.*scenes\.pack.*build_scene_cache"):
         SceneCache(folder)[scenes[0].token]
 
 
 @pytest.mark.parametrize("size", [0, 40, 1000], ids=["empty", "in the header", "in a scene"])
-def test_a_truncated_shard_is_found(folder: Path, scenes: list[ScoringScene], size: int) -> None:
-    path = first_shard(folder)
+def test_a_truncated_file_is_found(folder: Path, scenes: list[ScoringScene], size: int) -> None:
+    path = pack_of(folder)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DataError, match=r"(empty|truncated|damaged).*scenes-00000\.shard.*build_scene_cache"):
+    with pytest.raises(DataError, match=r"(empty|truncated|damaged).*scenes\.pack.*build_scene_cache"):
         SceneCache(folder)[scenes[0].token]
 
 
 def test_a_foreign_file_is_named(folder: Path, scenes: list[ScoringScene]) -> None:
-    first_shard(folder).write_bytes(b"PK" + bytes(100))
-    with pytest.raises(DataError, match=r"not a shard of a scene cache: .*scenes-00000\.shard"):
+    pack_of(folder).write_bytes(b"PK" + bytes(100))
+    with pytest.raises(DataError, match=r"not a file of a scene cache: .*scenes\.pack"):
         SceneCache(folder)[scenes[0].token]
 
 
-def test_another_version_is_named(folder: Path, scenes: list[ScoringScene]) -> None:
-    path = first_shard(folder)
+def test_another_version_is_named(folder: Path) -> None:
+    path = pack_of(folder)
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, 8, 99)
-    struct.pack_into("<I", data, 64, zlib.crc32(bytes(data[:64])))
+    struct.pack_into("<I", data, 44, zlib.crc32(bytes(data[:44])))
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match="version 99, this program reads version 1"):
-        SceneCache(folder)[scenes[0].token]
+    with pytest.raises(DataError, match="version 99, this program reads version 2"):
+        SceneCache(folder)
+    # The first version had a manifest with its number, and shards.
+    manifest = {"format": "drivefine-scene-cache", "version": 1, "rules": "navsim_v1", "shards": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"version 1, .*version 2: .*build the cache again into another"):
+        SceneCache(folder)
 
 
-def test_a_missing_shard_is_named(folder: Path, scenes: list[ScoringScene]) -> None:
-    first_shard(folder).unlink()
-    with pytest.raises(DataError, match=r"missing: .*scenes-00000\.shard"):
+def test_a_missing_file_is_named(folder: Path, scenes: list[ScoringScene]) -> None:
+    pack_of(folder).unlink()
+    with pytest.raises(DataError, match=r"missing: .*scenes\.pack"):
         SceneCache(folder)[scenes[0].token]
 
 
@@ -197,7 +227,7 @@ def test_a_folder_without_a_manifest_is_no_cache(tmp_path: Path, folder: Path) -
     [
         ("{", "manifest of the scene cache is damaged"),
         ('{"a": 1}', "not the manifest of a scene cache"),
-        ('{"format": "drivefine-scene-cache", "version": 0}', "version 0 .* version 1 .* needed"),
+        ('{"format": "drivefine-scene-cache", "version": 0}', "version 0, .* version 2"),
     ],
     ids=["damaged", "foreign", "old"],
 )
@@ -209,32 +239,39 @@ def test_a_bad_manifest_is_named(folder: Path, text: str, message: str) -> None:
 
 def test_an_exception_while_writing_leaves_no_manifest(tmp_path: Path, scenes: list[ScoringScene]) -> None:
     def write_one_and_stop() -> None:
-        with SceneCacheWriter(tmp_path, scenes_per_shard=1) as writer:
+        with SceneCacheWriter(tmp_path, scenes_per_part=1) as writer:
             writer.add(scenes[0])
             raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
         write_one_and_stop()
-    assert [path.name for path in tmp_path.iterdir()] == ["scenes-00000.shard"]
+    assert [path.name for path in tmp_path.iterdir()] == ["part-00000.pack"]
 
 
-def test_a_stopped_build_goes_on_where_it_was(
+def test_a_stopped_build_goes_on_where_it_was_and_gives_the_same_file(
     navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], tmp_path: Path
 ) -> None:
     maps_root = navsim_mini / "maps"
     refs = scene_refs(windows, maps_root)
-    for start in (0, 3, 6):  # three shards
-        build_scene_cache(refs[start : start + 3] if start < 6 else refs[6:], maps_root, tmp_path)
-    (tmp_path / "manifest.json").unlink()
-    first_shard(tmp_path).unlink()  # three scenes
-    flip_byte(tmp_path / "scenes-00001.shard", -1)  # three more
-    result = build_scene_cache(refs, maps_root, tmp_path)
-    assert (result.num_built, result.num_kept, dict(result.failures)) == (6, len(scenes) - 6, {})
-    cache = SceneCache(tmp_path)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    build_scene_cache(refs, maps_root, whole)
+
+    stopped.mkdir()  # as a killed build leaves it: two parts, one of them damaged, and half of a third
+    for number, portion in enumerate([refs[5:8], refs[:3]]):
+        build_portion(Portion(tuple(portion), maps_root, stopped / part_name(number), RULES_V1))
+    flip_byte(stopped / part_name(1), -1)
+    (stopped / f".{part_name(2)}.123.tmp").write_bytes(b"half")
+    with pytest.raises(DataError, match="building was interrupted"):
+        SceneCache(stopped)
+    result = build_scene_cache(refs, maps_root, stopped)
+    assert (result.num_built, result.num_kept, dict(result.failures)) == (len(scenes) - 3, 3, {})
+    assert sorted(path.name for path in stopped.iterdir()) == [".lock", "manifest.json", "scenes.pack"]
+    assert pack_of(stopped).read_bytes() == pack_of(whole).read_bytes()
+    cache = SceneCache(stopped)
     assert set(cache.tokens) == {scene.token for scene in scenes}
     for scene in scenes:
         assert_equal(cache[scene.token], scene)
-    again = build_scene_cache(refs, maps_root, tmp_path)
+    again = build_scene_cache(refs, maps_root, stopped)
     assert (again.num_built, again.num_kept) == (0, len(scenes))
 
 
@@ -278,9 +315,9 @@ def test_a_cache_is_built_anew_on_demand(navsim_mini: Path, windows: list[SceneW
 def test_foreign_files_are_never_removed(
     navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path
 ) -> None:
-    foreign = tmp_path / "scenes-00000.shard"
+    foreign = tmp_path / "part-00000.pack"
     foreign.write_bytes(b"something else entirely")
-    with pytest.raises(DataError, match="not a shard of a scene cache"):
+    with pytest.raises(DataError, match="not a file of a scene cache"):
         build_scene_cache(scene_refs(windows, navsim_mini / "maps"), navsim_mini / "maps", tmp_path)
     assert foreign.exists()
 
@@ -298,6 +335,58 @@ def test_scenes_that_fail_are_listed_and_cost_no_other(
     # The next build tries again, and the failure is gone.
     build_scene_cache(scene_refs(windows[:3], navsim_mini / "maps"), navsim_mini / "maps", tmp_path)
     assert SceneCache(tmp_path).failures == {}
+
+
+def _build(navsim_mini: str, folder: str) -> None:
+    """Body of a process that builds a cache with two workers."""
+    root = Path(navsim_mini)
+    windows = load_scenes(root / "navsim_logs" / "test", SceneFilter())[::2]
+    try:
+        build_scene_cache(scene_refs(windows, root / "maps"), root / "maps", Path(folder), num_workers=2)
+    except DataError as error:
+        (Path(folder) / "error.txt").write_text(str(error))
+
+
+def _children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "build"])
+def test_a_killed_build_is_told_and_goes_on_to_the_same_file(
+    navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path, victim: str
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed.mkdir()
+    build = multiprocessing.get_context("spawn").Process(target=_build, args=(str(navsim_mini), str(killed)))
+    build.start()
+    deadline = time.monotonic() + 100.0
+    while not list(killed.glob("part-*.pack")):  # a part is there, the others are not
+        assert build.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = [
+        pid for pid in _children_of(build.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(workers[-1] if victim == "worker" else build.pid, signal.SIGKILL)
+    build.join(timeout=60.0)
+    assert build.exitcode == (0 if victim == "worker" else -signal.SIGKILL)
+    if victim == "worker":
+        message = (killed / "error.txt").read_text()
+        assert "a worker process died" in message
+        assert any(window.log_name in message for window in windows)
+        (killed / "error.txt").unlink()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):  # orphans end by themselves
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (killed / "manifest.json").exists()
+
+    refs = scene_refs(windows, navsim_mini / "maps")
+    result = build_scene_cache(refs, navsim_mini / "maps", killed)
+    assert result.num_kept > 0
+    build_scene_cache(refs, navsim_mini / "maps", whole)
+    assert pack_of(killed).read_bytes() == pack_of(whole).read_bytes()
+    assert sorted(path.name for path in killed.iterdir()) == [".lock", "manifest.json", "scenes.pack"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,329 @@
+"""A pack: one memory-mapped file of scenes, with what they share, and an index that needs no parsing.
+
+    header | scenes | tables | meta (JSON)
+
+The tables are plain arrays: the index (tokens sorted, with place, size, checksum and fingerprint of each
+scene) and the roads that scenes share (cache_roads). The meta text lists the tables, and names of logs and
+maps. A pack is written under a temporary name, flushed to disk and renamed, so a file with its final name is
+complete. Header, meta, tables and every scene carry checksums. Numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivefine_agent.errors import DataError
+from drivefine_agent.scoring.cache_layout import (
+    NUM_SAMPLES,
+    Remapping,
+    SharedReader,
+    SharedWriter,
+    log_and_time,
+    pack_scene,
+    rules_of,
+    unpack_scene,
+)
+from drivefine_agent.scoring.cache_roads import RoadReader
+from drivefine_agent.scoring.types import ScoringScene
+
+VERSION = 2
+_MAGIC = b"DFSCENES"
+_HEADER = struct.Struct("<8sII QQQ II")  # _Header, the checksum of the meta text, that of these bytes
+_HEADER_SIZE = 64
+_ALIGNMENT = 8
+_NO_FINGERPRINT = -1
+_REBUILD = "delete the file and run tools/build_scene_cache.py again, which rebuilds only what is missing"
+
+
+class DamagedPackError(DataError):
+    """A pack of ours is empty, truncated or altered; it can be removed and built again."""
+
+
+class _Header(NamedTuple):
+    magic: bytes
+    version: int
+    num_scenes: int
+    meta_offset: int
+    meta_size: int
+    file_size: int
+    meta_crc: int
+
+    def pack(self) -> bytes:
+        body = _HEADER.pack(*self, 0)[:-4]
+        return (body + struct.pack("<I", zlib.crc32(body))).ljust(_HEADER_SIZE, b"\0")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that is either complete under its name or absent: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    # Whatever ends the write, an interrupt too, must leave no half file behind; it is raised again.
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class PackWriter:
+    """Writes scenes as they come; a context manager. The pack appears when it is left without an error."""
+
+    def __init__(self, path: Path, rules: str) -> None:
+        self._rules = rules
+        self._manager = atomic_file(path)
+        self._shared = SharedWriter()
+        self._index: list[tuple[bytes, int, int, int, int]] = []  # token, place, size, checksum, fingerprint
+
+    def __enter__(self) -> PackWriter:
+        self._file = self._manager.__enter__()
+        self._file.write(bytes(_HEADER_SIZE))
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error_type is None:
+                self._finish()
+        except BaseException:
+            self._manager.__exit__(*sys.exc_info())
+            raise
+        self._manager.__exit__(error_type, error, trace)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def add(self, scene: ScoringScene, fingerprint: int | None = None) -> None:
+        """Take in one scene.
+
+        Args:
+          scene: the scene, of the pack's rules.
+          fingerprint: of what it was prepared from, so that a later build can tell whether it is up to date.
+
+        Raises:
+          ValueError: if the scene has no box poses (`track_poses`), as scenes made by hand, or other rules.
+        """
+        if rules_of(scene) != self._rules:
+            raise ValueError(
+                f"all scenes of a cache must be of the same rules, got '{rules_of(scene)}' for one of"
+                f" '{self._rules}'"
+            )
+        self._append(scene.token, pack_scene(scene, self._shared), fingerprint)
+
+    def mover(self, pack: Pack) -> Callable[[str], None]:
+        """A function that takes in a scene of another pack by its token, in its compact form."""
+        remapping = Remapping(pack.shared, self._shared)
+
+        def move(token: str) -> None:
+            self._append(token, remapping.moved(pack.blob(token)), pack.fingerprint(token))
+
+        return move
+
+    def _append(self, token: str, blob: bytes, fingerprint: int | None) -> None:
+        number = _NO_FINGERPRINT if fingerprint is None else fingerprint
+        self._index.append((token.encode(), self._file.tell(), len(blob), zlib.crc32(blob), number))
+        self._file.write(blob)
+
+    def _finish(self) -> None:
+        tables = {
+            **{f"index.{name}": array for name, array in self._index_arrays().items()},
+            **{f"roads.{name}": array for name, array in self._shared.roads.arrays().items()},
+        }
+        listed = {}
+        for name, array in tables.items():
+            self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
+            data = array.tobytes()
+            crc = None if name.endswith(".blocks") else zlib.crc32(data)  # deflated blocks have their own
+            listed[name] = [array.dtype.str, list(array.shape), self._file.tell(), crc]
+            self._file.write(data)
+        meta = json.dumps(
+            {"rules": self._rules, "tables": listed, "names": self._shared.names.list()}
+        ).encode()
+        start = self._file.tell()
+        self._file.write(meta)
+        header = _Header(
+            _MAGIC, VERSION, len(self._index), start, len(meta), start + len(meta), zlib.crc32(meta)
+        )
+        self._file.seek(0)
+        self._file.write(header.pack())
+
+    def _index_arrays(self) -> dict[str, NDArray[Any]]:
+        width = max((len(row[0]) for row in self._index), default=1)
+        columns = [
+            ("token", f"S{width}"),
+            ("offset", "<i8"),
+            ("size", "<i8"),
+            ("crc", "<u4"),
+            ("fingerprint", "<i8"),
+        ]
+        rows = np.array(sorted(self._index), dtype=columns)
+        return {name: np.ascontiguousarray(rows[name]) for name, _ in columns}
+
+
+class Pack:
+    """A file of scenes, memory-mapped. Opening it reads the index and the tables' sizes, not the scenes.
+
+    Raises:
+      DataError: if the file is missing, foreign, of another version, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._buffer: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+        except FileNotFoundError as error:
+            raise DataError(f"a file of the scene cache is missing: {path}; {_REBUILD}") from error
+        except ValueError as error:  # numpy cannot map an empty file
+            raise DamagedPackError(f"a file of the scene cache is empty: {path}; {_REBUILD}") from error
+        meta = json.loads(self._meta_bytes())
+        self.rules: str = meta["rules"]
+        if self.rules not in NUM_SAMPLES:
+            raise DataError(f"a scene cache has rules {sorted(NUM_SAMPLES)}, got '{self.rules}': {path}")
+        tables = {name: self._table(*place) for name, place in meta["tables"].items()}
+        self._tokens, self._offset, self._size, self._crc, self._fingerprint = (
+            tables[f"index.{name}"] for name in ("token", "offset", "size", "crc", "fingerprint")
+        )
+        roads = {
+            name.removeprefix("roads."): array for name, array in tables.items() if name.startswith("roads.")
+        }
+        self.shared = SharedReader(tuple(meta["names"]), RoadReader(roads))
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __contains__(self, token: object) -> bool:
+        return isinstance(token, str) and self._row(token) is not None
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Tokens of the scenes, in the order of writing."""
+        return tuple(token.decode() for token in self._tokens[np.argsort(self._offset)].tolist())
+
+    @property
+    def fingerprints(self) -> Mapping[str, int | None]:
+        """By token, of what scenes were prepared from; see `fingerprint`."""
+        numbers = [None if number == _NO_FINGERPRINT else number for number in self._fingerprint.tolist()]
+        return {token.decode(): n for token, n in zip(self._tokens.tolist(), numbers, strict=True)}
+
+    def log_and_time(self, token: str) -> tuple[str, int]:
+        """Name of the log of a scene, and its time stamp [us]."""
+        return log_and_time(self.blob(token), self.shared)
+
+    def fingerprint(self, token: str) -> int | None:
+        """Of what a scene was prepared from; None if it was not told.
+
+        Raises:
+          KeyError: if the token is not in the pack.
+        """
+        number = int(self._fingerprint[self._known_row(token)])
+        return None if number == _NO_FINGERPRINT else number
+
+    def load(self, token: str) -> ScoringScene:
+        """Load one scene. Threads may share a pack.
+
+        Raises:
+          KeyError: if the token is not in the pack.
+          DataError: if the scene's bytes are damaged.
+        """
+        blob = self.blob(token)
+        try:
+            return unpack_scene(token, blob, self.rules, self.shared)
+        except zlib.error as error:  # the scene's checksum is right: a block of roads is damaged
+            raise self._damaged_tables() from error
+
+    def blob(self, token: str) -> NDArray[np.uint8]:
+        """A scene in its compact form; see `load`."""
+        row = self._known_row(token)
+        offset, size = int(self._offset[row]), int(self._size[row])
+        blob = self._buffer[offset : offset + size]
+        if zlib.crc32(blob.data) != self._crc[row]:
+            raise DamagedPackError(
+                f"scene '{token}' in the scene cache is damaged (wrong checksum): {self.path}; {_REBUILD}"
+            )
+        return blob
+
+    def _row(self, token: str) -> int | None:
+        key = np.bytes_(token.encode())
+        row = int(np.searchsorted(self._tokens, key))
+        return row if row < len(self._tokens) and self._tokens[row] == key else None
+
+    def _known_row(self, token: str) -> int:
+        row = self._row(token)
+        if row is None:
+            raise KeyError(f"scene '{token}' is not in {self.path}")
+        return row
+
+    def _meta_bytes(self) -> bytes:
+        path, raw = self.path, bytes(self._buffer[:_HEADER_SIZE])
+        if raw[: len(_MAGIC)] != _MAGIC:
+            raise DataError(
+                f"this is not a file of a scene cache: {path}; give the folder of a cache of ours"
+            )
+        if len(raw) < _HEADER_SIZE:
+            raise DamagedPackError(
+                f"a file of the scene cache is truncated in its header: {path}; {_REBUILD}"
+            )
+        (version,) = struct.unpack_from("<I", raw, len(_MAGIC))
+        if version == 1:
+            raise DataError(outdated_message(f"version {version}", path))
+        *fields, checksum = _HEADER.unpack_from(raw)
+        if checksum != zlib.crc32(raw[: _HEADER.size - 4]):
+            raise DamagedPackError(
+                f"a file of the scene cache has a damaged header (wrong checksum): {path}; {_REBUILD}"
+            )
+        header = _Header(*fields)
+        if header.version != VERSION:
+            raise DataError(outdated_message(f"version {header.version}", path))
+        if header.file_size != len(self._buffer):
+            raise DamagedPackError(
+                f"a file of the scene cache is damaged: expected {header.file_size} bytes, got"
+                f" {len(self._buffer)}: {path}; {_REBUILD}"
+            )
+        meta = bytes(self._buffer[header.meta_offset : header.meta_offset + header.meta_size])
+        if zlib.crc32(meta) != header.meta_crc:
+            raise self._damaged_tables()
+        return meta
+
+    def _table(self, dtype: str, shape: list[int], offset: int, crc: int | None) -> NDArray[Any]:
+        table: NDArray[Any] = np.ndarray(shape, dtype, self._buffer, offset)
+        if crc is not None and zlib.crc32(table.view(np.uint8).data) != crc:
+            raise self._damaged_tables()
+        return table
+
+    def _damaged_tables(self) -> DamagedPackError:
+        return DamagedPackError(
+            f"a file of the scene cache is damaged (wrong checksum): {self.path}; {_REBUILD}"
+        )
+
+
+def outdated_message(found: str, path: Path) -> str:
+    """What to do with a cache of another version."""
+    return (
+        f"the scene cache has {found}, this program reads version {VERSION}: {path}; build the cache again"
+        " into another folder (tools/build_scene_cache.py)"
+    )
+
+
+assert sys.byteorder == "little", "scene caches are read without byte swapping"
+assert _HEADER.size <= _HEADER_SIZE

@@ -1,0 +1,270 @@
+"""Map lines and polygons that the scenes of a cache share, each stored once.
+
+A line (a ring of a polygon, a centreline, the path of a vehicle) is cut into *pieces*. Where it is cut
+depends on its vertices alone, so that lines which follow the same road, from wherever, have pieces in common.
+A polygon is a row of a table: kind, map id, and the pieces of its rings. Scenes hold the numbers of pieces
+and polygons.
+
+Pieces are compressed in blocks; a reader inflates a block when a piece of it is needed first, and keeps it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from drivefine_agent.scoring.cache_codec import Guess, Part, decode_floats, deflate, encode_floats, inflate
+from drivefine_agent.scoring.kernel_arrays import kernel_input
+from drivefine_agent.scoring.types import FloatArray
+
+Arrays = dict[str, NDArray[Any]]
+Rows = NDArray[np.int32]
+
+_BLOCK_VERTICES = 4096
+_CUT_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
+_CUT_BITS = 5  # one vertex in 32 ends a piece
+
+
+class Polygons(NamedTuple):
+    """Polygons of a scene, as in `ScoringScene`."""
+
+    xy: FloatArray
+    ring_offsets: NDArray[np.int64]
+    part_offsets: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    ids: tuple[str, ...]
+
+
+def _offsets(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+class PieceWriter:
+    """Collects the pieces of lines with `width` numbers per vertex."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._rows: dict[bytes, int] = {}
+        self._lengths: list[int] = []
+        self._blocks: list[bytes] = []
+        self._block_vertices: list[int] = []
+        self._open: list[FloatArray] = []  # pieces of the block that is not full yet
+        self._num_open = 0
+
+    def add_line(self, vertices: FloatArray) -> Rows:
+        """Numbers of the pieces of a line (n, width)."""
+        vertices = np.ascontiguousarray(vertices, dtype=np.float64)
+        mixed = (vertices[:, :2].copy().view(np.uint64) * _CUT_MULTIPLIERS).sum(axis=1, dtype=np.uint64)
+        ends = np.flatnonzero((mixed >> np.uint64(64 - _CUT_BITS)) == 0) + 1
+        stops = np.unique(np.append(ends, len(vertices)))
+        starts = np.concatenate([[0], stops[:-1]])
+        pieces = [vertices[start:stop] for start, stop in zip(starts, stops, strict=True) if stop > start]
+        return np.array([self.add_piece(piece) for piece in pieces], dtype=np.int32)
+
+    def add_piece(self, piece: FloatArray) -> int:
+        """Number of a piece, which is taken in if it is new."""
+        row = self._rows.setdefault(
+            hashlib.blake2b(piece.tobytes(), digest_size=16).digest(), len(self._rows)
+        )
+        if row == len(self._lengths):
+            self._lengths.append(len(piece))
+            self._open.append(piece.copy())
+            self._num_open += len(piece)
+            if self._num_open >= _BLOCK_VERTICES:
+                self._close_block()
+        return row
+
+    def _close_block(self) -> None:
+        vertices = np.concatenate(self._open)
+        parts = [Part(len(piece), self._width, Guess.LINE) for piece in self._open]
+        self._blocks.append(deflate(encode_floats(self._open, parts)))
+        self._block_vertices.append(len(vertices))
+        self._open, self._num_open = [], 0
+
+    def arrays(self) -> Arrays:
+        """All pieces as arrays; see `PieceReader`."""
+        if self._open:
+            self._close_block()
+        return {
+            "lengths": np.array(self._lengths, dtype=np.int32),
+            "block_vertices": np.array(self._block_vertices, dtype=np.int32),
+            "block_offsets": _offsets([len(block) for block in self._blocks]),
+            "blocks": np.frombuffer(b"".join(self._blocks), dtype=np.uint8),
+        }
+
+
+class PieceReader:
+    """The pieces that a PieceWriter collected. Threads may share one."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], width: int) -> None:
+        self._width = width
+        self._blocks = arrays["blocks"]
+        self._block_offsets = arrays["block_offsets"]
+        self._lengths = arrays["lengths"]
+        self._starts = kernel_input(_offsets(self._lengths), np.int64)
+        self._first_of_block = _offsets(arrays["block_vertices"])
+        # Pages of this array cost memory only once a block is inflated into them.
+        self._vertices = np.empty((int(self._starts[-1]), width))
+        self._is_inflated = np.zeros(len(arrays["block_vertices"]), dtype=bool)
+
+    def line(self, rows: Rows) -> FloatArray:
+        """(n, width) vertices of pieces, one after the other."""
+        return self.lines(rows)[0]
+
+    def lines(self, rows: Rows) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Vertices of pieces, and (len(rows) + 1,) where each starts and ends."""
+        rows = kernel_input(rows, np.int32)
+        needed = np.searchsorted(self._first_of_block, self._starts[rows], side="right") - 1
+        for block in np.unique(needed[~self._is_inflated[needed]]):
+            self._inflate(int(block))
+        return _take(self._vertices, self._starts, rows)
+
+    def _inflate(self, block: int) -> None:
+        first, last = self._first_of_block[block : block + 2]
+        pieces = slice(*np.searchsorted(self._starts, [first, last]))
+        parts = [Part(int(length), self._width, Guess.LINE) for length in self._lengths[pieces]]
+        start, stop = self._block_offsets[block : block + 2]
+        self._vertices[first:last] = np.concatenate(decode_floats(inflate(self._blocks[start:stop]), parts))
+        self._is_inflated[block] = True  # last, so that no other thread reads what is not there yet
+
+
+@njit(cache=True, nogil=True)
+def _take(vertices, starts, rows):
+    """Copies of the pieces `rows`, one after the other, and where each of them starts and ends."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    for index, row in enumerate(rows):
+        offsets[index + 1] = offsets[index] + starts[row + 1] - starts[row]
+    taken = np.empty((offsets[-1], vertices.shape[1]))
+    for index, row in enumerate(rows):
+        at = offsets[index]
+        for source in range(starts[row], starts[row + 1]):
+            for column in range(vertices.shape[1]):
+                taken[at, column] = vertices[source, column]
+            at += 1
+    return taken, offsets
+
+
+class PolygonWriter:
+    """Collects polygons, whose rings go to a PieceWriter."""
+
+    def __init__(self, pieces: PieceWriter) -> None:
+        self._pieces = pieces
+        self._rows: dict[tuple[int, str, bytes], int] = {}
+        self._rings: list[list[Rows]] = []
+
+    def add(self, polygons: Polygons) -> Rows:
+        """Numbers (M,) of polygons, which are taken in where they are new."""
+        ids = polygons.ids or ("",) * len(polygons.kind)
+        rows = np.empty(len(polygons.kind), dtype=np.int32)
+        for index, (id_, kind) in enumerate(zip(ids, polygons.kind, strict=True)):
+            first, last = polygons.part_offsets[index : index + 2]
+            limits = polygons.ring_offsets[first : last + 1]
+            content = polygons.xy[limits[0] : limits[-1]].tobytes() + (limits - limits[0]).tobytes()
+            key = (int(kind), id_, hashlib.blake2b(content, digest_size=16).digest())
+            row = rows[index] = self._rows.setdefault(key, len(self._rows))
+            if row == len(self._rings):
+                rings = [polygons.xy[start:stop] for start, stop in pairwise(limits)]
+                self._rings.append([self._pieces.add_line(ring) for ring in rings])
+        return rows
+
+    def arrays(self) -> Arrays:
+        """All polygons as arrays; see `PolygonReader`."""
+        rings = [ring for polygon in self._rings for ring in polygon]
+        return {
+            "kind": np.array([kind for kind, _, _ in self._rows], dtype=np.int8),
+            "ids": np.frombuffer("\n".join(id_ for _, id_, _ in self._rows).encode(), dtype=np.uint8),
+            "part_offsets": _offsets([len(polygon) for polygon in self._rings]).astype(np.int32),
+            "ring_offsets": _offsets([len(ring) for ring in rings]).astype(np.int32),
+            "pieces": np.concatenate([np.zeros(0, dtype=np.int32), *rings]),
+        }
+
+
+class PolygonReader:
+    """The polygons that a PolygonWriter collected."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], pieces: PieceReader) -> None:
+        self._piece_reader = pieces
+        self._kind = arrays["kind"]
+        self._part_offsets = kernel_input(arrays["part_offsets"], np.int32)
+        self._ring_offsets = kernel_input(arrays["ring_offsets"], np.int32)
+        self._pieces = kernel_input(arrays["pieces"], np.int32)
+        self._ids = arrays["ids"].tobytes()
+        self._id_list: NDArray[np.object_] | None = None
+
+    def take(self, rows: Rows) -> Polygons:
+        """The polygons of the numbers (M,)."""
+        pieces, ring_pieces, part_offsets = _pieces_of(
+            self._part_offsets, self._ring_offsets, self._pieces, kernel_input(rows, np.int32)
+        )
+        xy, starts = self._piece_reader.lines(pieces)
+        if self._id_list is None:
+            self._id_list = np.array(self._ids.decode().split("\n"), dtype=object)
+        return Polygons(
+            xy,
+            starts[ring_pieces],
+            part_offsets,
+            self._kind[rows].astype(np.int64),
+            tuple(self._id_list[rows]),
+        )
+
+
+@njit(cache=True, nogil=True)
+def _pieces_of(part_offsets, ring_offsets, pieces, rows):
+    """Pieces of the polygons `rows`; (R + 1,) where each ring starts among them; (M + 1,) slices of rings."""
+    num_rings, num_pieces = 0, 0
+    for row in rows:
+        first, last = part_offsets[row], part_offsets[row + 1]
+        num_rings += last - first
+        num_pieces += ring_offsets[last] - ring_offsets[first]
+    taken = np.empty(num_pieces, dtype=np.int32)
+    ring_starts = np.zeros(num_rings + 1, dtype=np.int64)
+    parts = np.zeros(len(rows) + 1, dtype=np.int64)
+    piece, ring = 0, 0
+    for index, row in enumerate(rows):
+        for source_ring in range(part_offsets[row], part_offsets[row + 1]):
+            for source in range(ring_offsets[source_ring], ring_offsets[source_ring + 1]):
+                taken[piece] = pieces[source]
+                piece += 1
+            ring += 1
+            ring_starts[ring] = piece
+        parts[index + 1] = ring
+    return taken, ring_starts, parts
+
+
+class RoadWriter:
+    """All tables of roads of a pack."""
+
+    def __init__(self) -> None:
+        self.lines = PieceWriter(2)
+        self.paths = PieceWriter(4)
+        self.polygons = PolygonWriter(self.lines)
+
+    def arrays(self) -> Arrays:
+        """All tables, by table and name."""
+        tables = {
+            "polygons": self.polygons.arrays(),  # before the lines, which it adds to
+            "lines": self.lines.arrays(),
+            "paths": self.paths.arrays(),
+        }
+        return {f"{table}.{name}": a for table, arrays in tables.items() for name, a in arrays.items()}
+
+
+class RoadReader:
+    """The tables that a RoadWriter wrote."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        def table(prefix: str) -> Arrays:
+            start = f"{prefix}."
+            return {name[len(start) :]: a for name, a in arrays.items() if name.startswith(start)}
+
+        self.lines = PieceReader(table("lines"), 2)
+        """Rings and centrelines: x, y."""
+        self.paths = PieceReader(table("paths"), 4)
+        """Paths of vehicles: x, y, heading, progress."""
+        self.polygons = PolygonReader(table("polygons"), self.lines)
