@@ -23,6 +23,7 @@ from transformers import initialization as init
 from drivefine_agent.actions import MASKED
 from drivefine_agent.answer import AnswerLogits, OpenSlotLogits
 from drivefine_agent.constants import NUM_POSE_FIELDS
+from drivefine_agent.model.backbone.attention import AttentionName
 from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
@@ -322,6 +323,14 @@ class DriveFineModel(PreTrainedModel):
     def checkpoint_blocks(self, enabled: bool = True) -> None:
         """Recomputes the language model's blocks in the backward pass instead of keeping activations."""
         self.backbone.checkpoint_blocks = enabled
+
+    def use_attention(self, attention: AttentionName) -> None:
+        """Chooses the language model's attention kernel: `sdpa`, `flash` or `flex`; the results are the same.
+
+        Raises:
+          ValueError: for an unknown kernel.
+        """
+        self.backbone.use_attention(attention)
 
     def initialise_action_rows(
         self, reference_ids: list[int] | None = None, generator: torch.Generator | None = None
