@@ -246,12 +246,14 @@ class DriveFineModel(PreTrainedModel):
         actions: Tensor,
         expert: Expert = "generation",
         context_lengths: Tensor | None = None,
+        visual: Tensor | None = None,
     ) -> AnswerLogits:
         """The same as `forward` in one sequence with one explicit mask, nothing cached and nothing isolated.
 
         The yardstick of the cache, in tests and in the benchmark of cached against uncached decoding.
         """
-        visual = None if tiles is None else self.encode_images(tiles)
+        if visual is None and tiles is not None:
+            visual = self.encode_images(tiles)
         context = self.embed_context(context_ids, visual)
         batch_size, num_rows, length = actions.shape
         instruction = self.embeddings(instruction_ids)

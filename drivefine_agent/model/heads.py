@@ -109,12 +109,19 @@ class Embeddings(nn.Module):
             )
         return embedded + self.context_positions[: token_ids.shape[1]]
 
-    def answer(self, action_ids: Tensor) -> Tensor:
-        """(..., L, D) of answers (..., L), `MASKED` as the mask token, places marked where learned."""
+    def answer(self, action_ids: Tensor, first_slot: int = 0) -> Tensor:
+        """(..., L, D) of answers (..., L), `MASKED` as the mask token, places marked where learned.
+
+        Args:
+          action_ids: a whole answer, or L consecutive slots of one.
+          first_slot: where these slots begin.
+        """
         embedded = self(
             torch.where(action_ids == MASKED, self.mask_token_id, action_ids + self.base_vocab_size)
         )
-        return embedded if self.answer_positions is None else embedded + self.answer_positions
+        if self.answer_positions is None:
+            return embedded
+        return embedded + self.answer_positions[first_slot : first_slot + action_ids.shape[-1]]
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(..., D) of token ids (...); ids from `base_vocab_size` on are actions."""

@@ -1,8 +1,9 @@
 """Attention kernels by name. Never causal by itself: who may see whom is said by a mask, or by none.
 
-`sdpa`: torch chooses among its kernels. `flash`: fused kernels only, flash attention where it applies (no mask on
-CUDA) and the memory-efficient one elsewhere; never the one that writes out all scores. `flex`: block-sparse flex
-attention, which skips what a mask forbids; compiled on CUDA, on the CPU only for inference and tests.
+`sdpa`: torch chooses among its kernels. `flash`: fused kernels only, flash attention where it applies (no
+mask on CUDA) and the memory-efficient one elsewhere; never the one that writes out all scores. `flex`:
+block-sparse flex attention, which skips what a mask forbids; compiled on CUDA, on the CPU only for inference
+and tests.
 
 Shapes: N sequences, H heads, K key-value heads, Q queries, P keys, E head width.
 """
@@ -71,7 +72,7 @@ def kernel_mask(mask: Tensor | None, num_queries: int, attention: AttentionName)
     allowed = mask[:, 0].expand(-1, num_queries, -1)
 
     def is_allowed(n: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return allowed[n, query, key]
+        return allowed[n % num_sequences, query, key]  # one mask may serve all sequences
 
     return create_block_mask(is_allowed, num_sequences, None, num_queries, num_keys, device=mask.device)
 

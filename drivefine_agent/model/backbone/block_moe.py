@@ -13,6 +13,8 @@ Shapes: B scenes, P0 context, P1 instruction, R answer rows per scene, L slots, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -31,9 +33,9 @@ from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
 from drivefine_agent.model.config import EXPERTS, Expert
 
 SHORT_PROMPT = 256
-"""Up to this many tokens a prompt's keys and values are copied for each answer row; those of longer prompts are
-shared by all rows, which then attend as one sequence under a mask. Both are exact; copies of a short prompt are
-faster, copies of a long one are most of a step's memory."""
+"""Up to this many tokens a prompt's keys and values are copied for each answer row; those of longer prompts
+are shared by all rows, which then attend as one sequence under a mask. Both are exact; copies of a short
+prompt are faster, copies of a long one are most of a step's memory."""
 
 
 class BlockMoE(nn.Module):
@@ -186,6 +188,30 @@ class BlockMoE(nn.Module):
         for block, prefix in zip(expert_blocks, prompt.blocks[num_shared:], strict=True):
             hidden, _ = self._run(block, hidden, rotary, prefix, mask)
         return self.norm(hidden, frozen=is_refinement).view(embeddings.shape)
+
+    def next_token(
+        self, prompt: PromptCache, embedding: Tensor, past: Sequence[KeysValues] = ()
+    ) -> tuple[Tensor, tuple[KeysValues, ...]]:
+        """One more token of an answer that is written from left to right, as autoregressive models do.
+
+        Args:
+          prompt: segments 0 and 1.
+          embedding: (B, 1, D) of the newest token.
+          past: keys and values of the answer's earlier tokens, one entry per block; empty at the start.
+
+        Returns:
+          (B, 1, D), normed, and `past` with the newest token.
+        """
+        written = past[0].keys.shape[2] if past else 0
+        rotary = rotary_tables(prompt.next_positions + written, self.config)
+        mask = kernel_mask(_prefix_mask(prompt.key_mask, written + 1), 1, self.attention)
+        hidden, grown = embedding, []
+        blocks = [*self.shared_blocks, *self.expert_blocks(prompt.expert)]
+        for i, (block, prefix) in enumerate(zip(blocks, prompt.blocks, strict=True)):
+            before = past[i] if past else None
+            hidden, own = block(hidden, rotary, prefix, mask, past=before)
+            grown.append(own if before is None else _joined(before, own))
+        return self.norm(hidden), tuple(grown)
 
     def one_pass(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor, expert: Expert = "generation"
