@@ -36,7 +36,9 @@ from drivefine_agent.diffusion.masking import (
 )
 from drivefine_agent.diffusion.schedule import ScheduleName
 from drivefine_agent.errors import DataError, DriveFineError, TrajectoryError
+from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName
 from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.quantization import QUANTIZATIONS, QuantizationName
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.model.tiles import tile_image
 from drivefine_agent.navsim_api import (
@@ -171,6 +173,9 @@ class DriveFineAgent(AbstractAgent):
         temperature: float = 0.0,
         device: str = "cpu",
         dtype: str = "float32",
+        attention: AttentionName = "sdpa",
+        quantization: QuantizationName = "none",
+        compile: bool = False,
         blank_image: bool = False,
         strict: bool = False,
         lr: float = 4e-5,
@@ -187,6 +192,9 @@ class DriveFineAgent(AbstractAgent):
           temperature: of the generation expert; 0 is greedy.
           device: where the model runs, e.g. `cuda`.
           dtype: of the weights, e.g. `bfloat16`.
+          attention: kernel: `sdpa`, `flash` or `flex`.
+          quantization: of the blocks' weights: `none`, `int8` or `fp8`.
+          compile: compile the answer step when it is first used (on a GPU: into CUDA graphs).
           blank_image: plan without looking: the image is replaced by grey.
           strict: raise where the agent would otherwise fall back on constant velocity.
           lr: learning rate for NAVSIM's own training script.
@@ -205,6 +213,12 @@ class DriveFineAgent(AbstractAgent):
         )
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
+        if attention not in ATTENTIONS or quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"attention must be one of {', '.join(ATTENTIONS)} and quantization one of "
+                f"{', '.join(QUANTIZATIONS)}, got {attention!r} and {quantization!r}"
+            )
+        self._attention, self._quantization, self._compile = attention, quantization, compile
         self._blank_image = blank_image
         self._strict = strict
         self._lr = lr
@@ -264,6 +278,7 @@ class DriveFineAgent(AbstractAgent):
             self._options,
             lengths,
             generator=self._sampling_generator(),
+            step=planner.step,
         )
         result = planner.to_result(tokens, np.zeros(len(context_ids), dtype=np.int64))
         return {"trajectory": torch.from_numpy(result.final[:, 0].astype(np.float32))}
@@ -359,7 +374,15 @@ class DriveFineAgent(AbstractAgent):
     def planner(self) -> Planner:
         """The planner, loaded when first asked for: NAVSIM's training never calls `initialize`."""
         if self._planner is None:
-            self._planner = Planner.from_pretrained(self._folder(), self._options, self._device, self._dtype)
+            self._planner = Planner.from_pretrained(
+                self._folder(),
+                self._options,
+                self._device,
+                self._dtype,
+                self._attention,
+                self._quantization,
+                self._compile,
+            )
             self.model = self._planner.model  # registered, so that NAVSIM's training finds its parameters
         return self._planner
 

@@ -77,7 +77,7 @@ class OrdinalActionTable(nn.Module):
 
     def _features(self, like: Tensor) -> Tensor:
         """(num_actions, D) fixed features, of the device and type of a tensor."""
-        return _scaled_features(self.spec, self.spatial.shape[0], self.std, like.device, like.dtype)
+        return _features_of(self.spec, self.spatial.shape[0], self.std, like.device, like.dtype)
 
 
 class Embeddings(nn.Module):
@@ -166,6 +166,14 @@ def make_action_table(config: DriveFineConfig) -> ActionTable | OrdinalActionTab
     if config.action_rows == "free":
         return ActionTable(config.action_spec, width)
     return OrdinalActionTable(config.action_spec, width, config.action_std)
+
+
+@torch.compiler.assume_constant_result
+def _features_of(
+    spec: ActionSpec, width: int, std: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """`_scaled_features`, a constant for the compiler, which would compute them anew in every call."""
+    return _scaled_features(spec, width, std, device, dtype)
 
 
 @functools.lru_cache(maxsize=8)
