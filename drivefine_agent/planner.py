@@ -28,7 +28,7 @@ from drivefine_agent.prompt import PromptBuilder, pad_contexts
 from drivefine_agent.tokenizer import ActionTokenizer
 
 AnswerStep = Callable[[PromptCache, Tensor], AnswerLogits | OpenSlotLogits]
-"""Cached prompt and answer rows -> logits, at least of masked slots; `DriveFineModel.open_slot_logits`."""
+"""Cached prompt and answer rows -> logits; of the generation expert at least those of the masked slots."""
 
 
 class PlanTokens(NamedTuple):
@@ -130,8 +130,8 @@ def refiner_logits(
     """The refinement expert's 24 distributions for each complete answer (B, N, L), in one step."""
     prompt = model.append_instruction(context, refine_ids, expert="refinement")
     logits = (step or model.answer_logits)(prompt, anchors)
-    # Complete answers have no open slots: a step that knows only those computes all.
-    return logits if isinstance(logits, AnswerLogits) else model.answer_logits(prompt, anchors)
+    assert isinstance(logits, AnswerLogits), "the refinement expert answers in all slots"
+    return logits
 
 
 class Planner:
@@ -155,7 +155,7 @@ class Planner:
         self.options = options or DecodingOptions()
         self.prompts = PromptBuilder(model.config, text_tokenizer)
         self.action_tokenizer = ActionTokenizer(model.config.action_spec)
-        self.step: AnswerStep = CompiledStep(model) if compile_step else model.open_slot_logits
+        self.step: AnswerStep | None = CompiledStep(model) if compile_step else None
 
     @classmethod
     def from_pretrained(

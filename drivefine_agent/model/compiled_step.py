@@ -25,7 +25,7 @@ _Shape = tuple[object, ...]
 
 
 class CompiledStep:
-    """Stands for `DriveFineModel.open_slot_logits` in decoding; one compilation per shape of prompt and rows.
+    """Stands for the model's own answer step in decoding; one compilation per shape of prompt and rows.
 
     Prompts of each shape live in buffers that are overwritten, since a CUDA graph reads fixed addresses: ask
     for all steps of one prompt before those of the next. Where compilation fails (no compiler, an unsupported
@@ -54,9 +54,9 @@ class CompiledStep:
         )
 
     def __call__(self, prompt: PromptCache, actions: Tensor) -> AnswerLogits | OpenSlotLogits:
-        """Logits of all slots of answer rows (B, R, L); valid until the next call."""
+        """Logits of answer rows (B, R, L), of all slots if compiled; valid until the next call."""
         if not self.is_compiled:
-            return self.model.open_slot_logits(prompt, actions)
+            return self._eager(prompt, actions)
         torch.compiler.cudagraph_mark_step_begin()
         try:
             return self._compiled(self._in_buffers(prompt), actions)
@@ -69,7 +69,12 @@ class CompiledStep:
                 type(error).__name__,
                 " ".join(str(error).split())[:300],
             )
-            return self.model.open_slot_logits(prompt, actions)
+            return self._eager(prompt, actions)
+
+    def _eager(self, prompt: PromptCache, actions: Tensor) -> AnswerLogits | OpenSlotLogits:
+        if prompt.expert == "refinement":
+            return self.model.answer_logits(prompt, actions)
+        return self.model.open_slot_logits(prompt, actions)
 
     def _in_buffers(self, prompt: PromptCache) -> PromptCache:
         """The prompt copied into the buffers of its shape, unless it is there already."""
