@@ -81,18 +81,19 @@ class Clock(NamedTuple):
     device: torch.device
     repetitions: int
     warmup: int
+    read_s: Callable[[], float] = time.perf_counter
 
     def median_ms(self, call: Callable[[], object]) -> float:
-        """Median wall time of a call [ms], the GPU's work included."""
+        """Median time of a call [ms], the GPU's work included."""
         for _ in range(self.warmup):
             call()
         times = []
         for _ in range(self.repetitions):
             self._synchronise()
-            start = time.perf_counter()
+            start = self.read_s()
             call()
             self._synchronise()
-            times.append(time.perf_counter() - start)
+            times.append(self.read_s() - start)
         return 1e3 * float(np.median(times))
 
     def peak_mb(self, call: Callable[[], object], model: nn.Module) -> float:
@@ -129,6 +130,7 @@ def make_config(arguments: argparse.Namespace) -> DriveFineConfig:
         text.num_hidden_layers = arguments.layers
     if arguments.vocabulary is not None:
         text.vocab_size, config.mask_token_id = arguments.vocabulary, 2
+        text.bos_token_id = text.eos_token_id = text.pad_token_id = None
     if arguments.vision_layers is not None:
         vision.num_hidden_layers = arguments.vision_layers
     if arguments.vision_width is not None:
@@ -362,16 +364,12 @@ def print_counts(config: DriveFineConfig, dtype: torch.dtype, text_tokens: int) 
     text, size = config.text_config, torch.empty(0, dtype=dtype).element_size()
     head = text.hidden_size // text.num_attention_heads
     per_token = 2 * text.num_key_value_heads * head * size
-    tokens = config.num_visual_tokens + text_tokens
     print(f"{counts['total']:,} parameters, {counts['total'] * size / 1e9:.2f} GB in {dtype}")
     print(f"  of them the refinement expert's: {counts['refinement']:,}")
-    for what, layers in (
-        ("generation", text.num_hidden_layers),
-        ("refinement's own blocks", config.n_refine),
-    ):
-        print(
-            f"  keys and values, {what}: {per_token * layers:,} bytes a token, {per_token * layers * tokens / 1e9:.3f} GB"
-        )
+    tokens = config.num_visual_tokens + text_tokens
+    for what, layers in (("generation", text.num_hidden_layers), ("refinement", config.n_refine)):
+        gigabytes = per_token * layers * tokens / 1e9
+        print(f"  keys and values, {what}: {per_token * layers:,} bytes a token, {gigabytes:.3f} GB")
     print(f"  prompt: {config.num_visual_tokens} visual + {text_tokens} text tokens")
 
 
@@ -400,6 +398,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="the process's time instead of wall time: on a busy machine"
+    )
     parser.add_argument("--scores", type=Path, help="CSV with method, steps, score: the plot's y axis")
     parser.add_argument("--count-only", action="store_true", help="print sizes by arithmetic and stop")
     parser.add_argument(
@@ -415,6 +416,10 @@ def main() -> None:
     scores = None if arguments.scores is None else read_scores(arguments.scores)
     device = torch.device(arguments.device)
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if arguments.cpu_time and (device.type != "cpu" or arguments.threads != 1):
+        raise DataError(
+            "--cpu-time sums over threads and knows nothing of GPUs: use it with --threads 1 on the CPU"
+        )
     if arguments.checkpoint is None:
         config = make_config(arguments)
         if arguments.count_only:
@@ -431,7 +436,8 @@ def main() -> None:
     step = CompiledStep(model) if arguments.compile else None
     with torch.no_grad():
         inputs = random_inputs(model, arguments.text_tokens)
-        clock = Clock(device, arguments.repetitions, arguments.warmup)
+        read_s = time.process_time if arguments.cpu_time else time.perf_counter
+        clock = Clock(device, arguments.repetitions, arguments.warmup, read_s)
         size = f"{count_parameters(model)['total']:,} parameters"
         print(f"{device_name(device)}, {dtype}, {size}, torch {torch.__version__}")
         rows = measure(model, inputs, clock, step, arguments.methods, arguments.steps)
