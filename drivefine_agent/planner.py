@@ -27,6 +27,9 @@ from drivefine_agent.model.tiles import tile_image
 from drivefine_agent.prompt import PromptBuilder, pad_contexts
 from drivefine_agent.tokenizer import ActionTokenizer
 
+COMPILED_LENGTHS = 64
+"""Contexts are padded to a multiple of this before a compiled step, which is compiled for every length."""
+
 AnswerStep = Callable[[PromptCache, Tensor], AnswerLogits | OpenSlotLogits]
 """Cached prompt and answer rows -> logits; of the generation expert at least those of the masked slots."""
 
@@ -227,7 +230,8 @@ class Planner:
         tiles = np.stack([tile_image(observation.image, config.tiles) for observation in observations])
         contexts = [self.prompts.context(observation) for observation in observations]
         pad_id = config.text_config.pad_token_id or 0
-        context_ids, lengths = pad_contexts([context.ids for context in contexts], pad_id)
+        multiple = COMPILED_LENGTHS if isinstance(self.step, CompiledStep) else 1
+        context_ids, lengths = pad_contexts([context.ids for context in contexts], pad_id, multiple)
         tokens = plan_tokens(
             self.model,
             self._tensor(tiles),
