@@ -35,7 +35,9 @@ from drivefine_agent.features import (
     trim_contexts,
 )
 from drivefine_agent.loaded_planners import shared_planner
+from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName
 from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.quantization import QUANTIZATIONS, QuantizationName
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.navsim_api import (
     AbstractAgent,
@@ -105,6 +107,9 @@ class DriveFineAgent(AbstractAgent):
         selection: SelectionName = "first",
         device: str = "auto",
         dtype: str = "auto",
+        attention: AttentionName = "sdpa",
+        quantization: QuantizationName = "none",
+        compile: bool = False,
         blank_image: bool = False,
         strict: bool = False,
         seed: int = 0,
@@ -128,6 +133,9 @@ class DriveFineAgent(AbstractAgent):
           selection: see `selection.select`.
           device: where the model runs; `auto`: the GPU if there is one.
           dtype: of the weights when planning; `auto`: bfloat16 on a GPU, else float32.
+          attention: kernel: `sdpa`, `flash` or `flex`.
+          quantization: of the blocks' weights: `none`, `int8` or `fp8`.
+          compile: compile the answer step when it is first used (on a GPU: into CUDA graphs).
           blank_image: plan without looking: the image is replaced by grey.
           strict: raise where the agent would otherwise fall back on constant velocity.
           seed: of sampling, of the training masks and of random initial weights.
@@ -156,6 +164,12 @@ class DriveFineAgent(AbstractAgent):
             refine=refine,
         )
         self._selection = selection
+        if attention not in ATTENTIONS or quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"attention must be one of {', '.join(ATTENTIONS)} and quantization one of "
+                f"{', '.join(QUANTIZATIONS)}, got {attention!r} and {quantization!r}"
+            )
+        self._attention, self._quantization, self._compile = attention, quantization, compile
         self._blank_image = blank_image
         self._strict = strict
         self._seed = seed
@@ -242,6 +256,7 @@ class DriveFineAgent(AbstractAgent):
             self._options,
             None if lengths is None else lengths.to(planner.device),
             generator=scene_generators(self._seed, features["drivefine_tiles"].cpu().numpy(), contexts),
+            step=planner.step,
         )
         result = planner.to_result(tokens, np.zeros(len(context_ids), dtype=np.int64))
         return {"trajectory": torch.from_numpy(self._selected(result)[STAGE_FINAL].astype(np.float32))}
@@ -334,7 +349,14 @@ class DriveFineAgent(AbstractAgent):
         """The planner, loaded when first asked for and shared with the process's other agents."""
         if self._planner is None:
             warn_of_test_data(self._folder())
-            self._planner = shared_planner(self._folder(), self._device, self._dtype)
+            self._planner = shared_planner(
+                self._folder(),
+                self._device,
+                self._dtype,
+                self._attention,
+                self._quantization,
+                self._compile,
+            )
         return self._planner
 
     def _selected(self, result: PlanResult) -> dict[str, NDArray[np.float64]]:

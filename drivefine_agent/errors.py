@@ -5,7 +5,8 @@
     │   └── UnsafePickleError      a pickle names a class or function that is not on the allow-list
     ├── SceneError(ValueError)     a scene cannot be prepared for scoring (no route, too few frames, ...)
     │   └── TrafficError           the reactive traffic of a scene cannot be simulated
-    └── TrajectoryError(ValueError)  a trajectory has the wrong shape or non-finite values
+    ├── TrajectoryError(ValueError)  a trajectory has the wrong shape or non-finite values
+    └── MissingPackageError(ImportError)  an optional package that was asked for is not installed
 
 Messages have up to four parts, in this order: the rule, what was received, where, what to do.
 """
@@ -33,3 +34,7 @@ class TrafficError(SceneError):
 
 class TrajectoryError(DriveFineError, ValueError):
     """A trajectory has the wrong shape or non-finite values."""
+
+
+class MissingPackageError(DriveFineError, ImportError):
+    """An optional package that a setting asks for is not installed."""

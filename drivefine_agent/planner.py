@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,17 +14,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drivefine_agent.answer import AnswerLogits, Randomness
+from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, Randomness
 from drivefine_agent.data.types import Observation
 from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace, decode, read_out
 from drivefine_agent.errors import DataError
-from drivefine_agent.model.backbone.cache import ContextCache
+from drivefine_agent.model.backbone.attention import AttentionName
+from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
+from drivefine_agent.model.compiled_step import CompiledStep
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
+from drivefine_agent.model.quantization import QuantizationName, quantize
 from drivefine_agent.model.text_tokenizer import END_OF_TEXT, END_OF_TURN, TextTokenizer
 from drivefine_agent.model.tiles import tile_image
 from drivefine_agent.prompt import PromptBuilder, pad_contexts
 from drivefine_agent.tokenizer import ActionTokenizer
+
+COMPILED_LENGTHS = 64
+"""Contexts are padded to a multiple of this before a compiled step, which is compiled for every length."""
+
+AnswerStep = Callable[[PromptCache, Tensor], AnswerLogits | OpenSlotLogits]
+"""Cached prompt and answer rows -> logits; of the generation expert at least those of the masked slots."""
 
 
 class PlanTokens(NamedTuple):
@@ -71,6 +80,7 @@ def plan_tokens(
     context_lengths: Tensor | None = None,
     visual: Tensor | None = None,
     generator: Randomness = None,
+    step: AnswerStep | None = None,
 ) -> PlanTokens:
     """Decodes a batch of prompts, then refines, without gradients. All samples of a scene share its prompt.
 
@@ -84,13 +94,14 @@ def plan_tokens(
       context_lengths: (B,), None when nothing is padded.
       visual: (B, V, D) visual tokens from `model.encode_images`.
       generator: for temperature > 0.
+      step: in place of the model's own answer step, such as a `CompiledStep`.
     """
     with torch.no_grad():
         context = model.encode_context(tiles, context_ids, context_lengths, visual)
-        trace = generate(model, context, predict_ids, options, generator)
+        trace = generate(model, context, predict_ids, options, generator, step)
         if not options.refine or model.config.n_refine == 0:
             return PlanTokens(trace, None)
-        logits = refiner_logits(model, context, refine_ids, trace.actions)
+        logits = refiner_logits(model, context, refine_ids, trace.actions, step)
         return PlanTokens(trace, read_out(logits, options, generator))
 
 
@@ -100,11 +111,13 @@ def generate(
     predict_ids: Tensor,
     options: DecodingOptions,
     generator: Randomness = None,
+    step: AnswerStep | None = None,
 ) -> DenoisingTrace:
     """What the generation expert writes, from all slots masked to complete answers."""
     prompt = model.append_instruction(context, predict_ids)
+    answer_step = step or model.open_slot_logits
     return decode(
-        lambda actions: model.open_slot_logits(prompt, actions),
+        lambda actions: answer_step(prompt, actions),
         len(context.hidden),
         options,
         context.hidden.device,
@@ -113,11 +126,17 @@ def generate(
 
 
 def refiner_logits(
-    model: DriveFineModel, context: ContextCache, refine_ids: Tensor, anchors: Tensor
+    model: DriveFineModel,
+    context: ContextCache,
+    refine_ids: Tensor,
+    anchors: Tensor,
+    step: AnswerStep | None = None,
 ) -> AnswerLogits:
     """The refinement expert's 24 distributions for each complete answer (B, N, L), in one step."""
     prompt = model.append_instruction(context, refine_ids, expert="refinement")
-    return model.answer_logits(prompt, anchors)
+    logits = (step or model.answer_logits)(prompt, anchors)
+    assert isinstance(logits, AnswerLogits), "the refinement expert answers in all slots"
+    return logits
 
 
 def scene_generators(
@@ -150,7 +169,9 @@ class Planner:
         model: DriveFineModel,
         text_tokenizer: TextTokenizer,
         options: DecodingOptions | None = None,
+        compile_step: bool = False,
     ) -> None:
+        """A planner; with `compile_step` the answer step is compiled when first used, see `CompiledStep`."""
         if len(text_tokenizer) > model.config.base_vocab_size:
             raise ValueError(
                 f"the text tokenizer has {len(text_tokenizer)} tokens, the model's base vocabulary only "
@@ -161,6 +182,7 @@ class Planner:
         self.options = options or DecodingOptions()
         self.prompts = PromptBuilder(model.config, text_tokenizer)
         self.action_tokenizer = ActionTokenizer(model.config.action_spec)
+        self.step: AnswerStep | None = CompiledStep(model) if compile_step else None
 
     @classmethod
     def from_pretrained(
@@ -169,8 +191,20 @@ class Planner:
         options: DecodingOptions | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        attention: AttentionName = "sdpa",
+        quantization: QuantizationName = "none",
+        compile_step: bool = False,
     ) -> Planner:
         """Loads what `save_pretrained` wrote.
+
+        Args:
+          folder: of the checkpoint.
+          options: how to decode.
+          device: where the model runs.
+          dtype: of the weights.
+          attention: kernel, see `model/backbone/attention.py`.
+          quantization: of the blocks' weights, see `model/quantization.py`.
+          compile_step: whether the answer step is compiled.
 
         Raises:
           DataError: if the folder has no configuration or tokenizer.
@@ -183,8 +217,9 @@ class Planner:
             )
         tokenizer = TextTokenizer.from_file(folder)
         model = DriveFineModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        model.to(torch.device(device))
-        return cls(model.eval(), tokenizer, options)
+        model.to(torch.device(device)).use_attention(attention)
+        quantize(model, quantization)
+        return cls(model.eval(), tokenizer, options, compile_step)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes configuration, weights (safetensors) and text tokenizer into a folder."""
@@ -219,7 +254,8 @@ class Planner:
         tiles = np.stack([tile_image(observation.image, config.tiles) for observation in observations])
         contexts = [self.prompts.context(observation) for observation in observations]
         pad_id = config.text_config.pad_token_id or 0
-        context_ids, lengths = pad_contexts([context.ids for context in contexts], pad_id)
+        multiple = COMPILED_LENGTHS if isinstance(self.step, CompiledStep) else 1
+        context_ids, lengths = pad_contexts([context.ids for context in contexts], pad_id, multiple)
         generator = None
         if seed is not None:
             generator = scene_generators(seed, tiles, [context.ids for context in contexts])
@@ -232,6 +268,7 @@ class Planner:
             options or self.options,
             None if lengths is None else self._tensor(lengths),
             generator=generator,
+            step=self.step,
         )
         return self.to_result(tokens, np.array([context.num_clipped for context in contexts], dtype=np.int64))
 

@@ -10,6 +10,7 @@ the vocabulary of the answer; velocities [m/s] and accelerations [m/s^2] then us
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -163,22 +164,24 @@ _Piece = str | _Numbers | None
 
 
 def pad_contexts(
-    contexts: Sequence[NDArray[np.int64]], pad_id: int
+    contexts: Sequence[NDArray[np.int64]], pad_id: int, multiple: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """Stacks contexts of different lengths.
 
     Args:
       contexts: B arrays (C_b,).
       pad_id: what fills the right side.
+      multiple: of which the padded length is one, so that few lengths occur.
 
     Returns:
-      (B, max C) ids, and (B,) lengths, or None where all are equally long (then the model uses no mask).
+      (B, C) ids, and (B,) lengths, or None where nothing is padded (then the model uses no mask).
     """
     lengths = np.array([len(ids) for ids in contexts], dtype=np.int64)
-    padded = np.full((len(contexts), int(lengths.max())), pad_id, dtype=np.int64)
+    longest = multiple * math.ceil(lengths.max() / multiple)
+    padded = np.full((len(contexts), longest), pad_id, dtype=np.int64)
     for row, ids in zip(padded, contexts, strict=True):
         row[: len(ids)] = ids
-    return padded, None if (lengths == lengths[0]).all() else lengths
+    return padded, None if (lengths == longest).all() else lengths
 
 
 def _full_pieces(observation: Observation, has_dynamics: bool) -> list[_Piece]:

@@ -40,6 +40,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from drivefine_agent.model.backbone.attention import AttentionName
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.training.optimization import OptimizerConfig, build_optimizer
 from rl.processes import Processes, ProcessLostError, mean_over
@@ -65,6 +66,8 @@ class EngineConfig:
     """Of the forward pass; weights that are updated and their moments are float32 in any case."""
     gradient_checkpointing: bool = False
     """Recompute the blocks in the backward pass instead of keeping their activations."""
+    attention: AttentionName = "sdpa"
+    """Kernel of the language model: sdpa, flash or flex, see `model/backbone/attention.py`."""
     device: str = "cpu"
     """cpu, or cuda: under torchrun each process takes the GPU of its LOCAL_RANK."""
     timeout_s: float = 600.0
@@ -145,6 +148,7 @@ class Engine(ABC):
             parameter.requires_grad_(name in trained)
         model: DriveFineModel = module.model  # type: ignore[assignment]
         model.checkpoint_blocks(config.gradient_checkpointing)
+        model.use_attention(config.attention)
         module.train()
         if config.backend in ("zero1", "zero2", "zero3"):
             from rl.zero_engine import ZeroEngine

@@ -24,6 +24,7 @@ from drivefine_agent.actions import MASKED
 from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, TextLogits
 from drivefine_agent.constants import NUM_POSE_FIELDS
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.backbone.attention import AttentionName
 from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
@@ -280,12 +281,14 @@ class DriveFineModel(PreTrainedModel):
         actions: Tensor,
         expert: Expert = "generation",
         context_lengths: Tensor | None = None,
+        visual: Tensor | None = None,
     ) -> AnswerLogits:
         """The same as `forward` in one sequence with one explicit mask, nothing cached and nothing isolated.
 
         The yardstick of the cache, in tests and in the benchmark of cached against uncached decoding.
         """
-        visual = None if tiles is None else self.encode_images(tiles)
+        if visual is None and tiles is not None:
+            visual = self.encode_images(tiles)
         context = self.embed_context(context_ids, visual)
         batch_size, num_rows, length = actions.shape
         instruction = self.embeddings(instruction_ids)
@@ -357,6 +360,14 @@ class DriveFineModel(PreTrainedModel):
     def checkpoint_blocks(self, enabled: bool = True) -> None:
         """Recomputes the language model's blocks in the backward pass instead of keeping activations."""
         self.backbone.checkpoint_blocks = enabled
+
+    def use_attention(self, attention: AttentionName) -> None:
+        """Chooses the language model's attention kernel: `sdpa`, `flash` or `flex`; the results are the same.
+
+        Raises:
+          ValueError: for an unknown kernel.
+        """
+        self.backbone.use_attention(attention)
 
     def initialise_action_rows(
         self, reference_ids: list[int] | None = None, generator: torch.Generator | None = None

@@ -77,7 +77,7 @@ class OrdinalActionTable(nn.Module):
 
     def _features(self, like: Tensor) -> Tensor:
         """(num_actions, D) fixed features, of the device and type of a tensor."""
-        return _scaled_features(self.spec, self.spatial.shape[0], self.std, like.device, like.dtype)
+        return _features_of(self.spec, self.spatial.shape[0], self.std, like.device, like.dtype)
 
 
 class Embeddings(nn.Module):
@@ -102,12 +102,19 @@ class Embeddings(nn.Module):
         embedded = self(token_ids)
         return embedded if self.context_positions is None else embedded + self._places(token_ids.shape[1])
 
-    def answer(self, action_ids: Tensor) -> Tensor:
-        """(..., L, D) of answers (..., L), `MASKED` as the mask token, places marked where learned."""
+    def answer(self, action_ids: Tensor, first_slot: int = 0) -> Tensor:
+        """(..., L, D) of answers (..., L), `MASKED` as the mask token, places marked where learned.
+
+        Args:
+          action_ids: a whole answer, or L consecutive slots of one.
+          first_slot: where these slots begin.
+        """
         embedded = self(
             torch.where(action_ids == MASKED, self.mask_token_id, action_ids + self.base_vocab_size)
         )
-        return embedded if self.answer_positions is None else embedded + self.answer_positions
+        if self.answer_positions is None:
+            return embedded
+        return embedded + self.answer_positions[first_slot : first_slot + action_ids.shape[-1]]
 
     def text_answer(self, token_ids: Tensor) -> Tensor:
         """(..., L, D) of answers in words (..., L): base ids, `MASKED` as the mask token.
@@ -177,6 +184,14 @@ def make_action_table(config: DriveFineConfig) -> ActionTable | OrdinalActionTab
     if config.action_rows == "free":
         return ActionTable(config.action_spec, width)
     return OrdinalActionTable(config.action_spec, width, config.action_std)
+
+
+@torch.compiler.assume_constant_result
+def _features_of(
+    spec: ActionSpec, width: int, std: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """`_scaled_features`, a constant for the compiler, which would compute them anew in every call."""
+    return _scaled_features(spec, width, std, device, dtype)
 
 
 @functools.lru_cache(maxsize=8)

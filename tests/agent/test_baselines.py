@@ -58,6 +58,16 @@ def test_honest_baselines_equal_the_official_agents(
     np.testing.assert_allclose(poses, [golden[window.token] for window in windows], rtol=0, atol=tolerance_m)
 
 
+def test_the_driver_through_the_action_tokens_is_off_by_at_most_half_a_step(
+    windows: list[SceneWindow],
+) -> None:
+    """Steps are 0.05 m and 0.1 degrees."""
+    cases = [PlanningCase(window) for window in windows]
+    off = Human(quantise=True).plan(cases) - Human().plan(cases)
+    assert 0.015 < np.abs(off[..., :2]).max() <= 0.025 + 1e-9
+    assert 0.03 < np.rad2deg(np.abs(off[..., 2]).max()) <= 0.05 + 1e-9
+
+
 def test_pdm_closed_equals_the_official_reference(
     windows: list[SceneWindow], navsim_mini: Path, goldens: Path
 ) -> None:

@@ -142,6 +142,10 @@ def test_padding_of_contexts() -> None:
     assert ids.tolist() == [[1, 2, 9], [3, 4, 5]]
     assert lengths.tolist() == [2, 3]
     assert pad_contexts([np.array([1, 2]), np.array([3, 4])], pad_id=9)[1] is None
+    ids, lengths = pad_contexts([np.array([1, 2])], pad_id=9, multiple=4)
+    assert ids.tolist() == [[1, 2, 9, 9]]
+    assert lengths.tolist() == [2]
+    assert pad_contexts([np.array([1, 2, 3, 4])], pad_id=9, multiple=4)[1] is None
 
 
 def test_tiny_tokenizer_encodes_anything_and_knows_its_specials() -> None:

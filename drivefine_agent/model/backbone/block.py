@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
+from drivefine_agent.model.backbone.attention import AttentionMask, AttentionName, attend
+
 
 class KeysValues(NamedTuple):
     """Rotated keys and values of a segment in one block."""
@@ -88,6 +90,7 @@ class Attention(nn.Module):
                 f"num_attention_heads ({self.num_heads}) must be divisible by num_key_value_heads "
                 f"({self.num_kv_heads})"
             )
+        self.attention: AttentionName = "sdpa"  # which kernel; no part of a checkpoint
         hidden = config.hidden_size
         self.q_proj = nn.Linear(hidden, self.num_heads * self.width, bias=False)
         self.k_proj = nn.Linear(hidden, self.num_kv_heads * self.width, bias=False)
@@ -101,22 +104,22 @@ class Attention(nn.Module):
         return KeysValues(_rotate(keys, rotary), values)
 
     def forward(
-        self, hidden: Tensor, rotary: Rotary, own: KeysValues, prefix: KeysValues | None, mask: Tensor | None
+        self,
+        hidden: Tensor,
+        rotary: Rotary,
+        own: KeysValues,
+        prefix: KeysValues | None,
+        mask: AttentionMask,
+        past: KeysValues | None = None,
     ) -> Tensor:
         """(N, Q, D) attention output; arguments as in `Block.forward`, `own` of the segment itself."""
         queries = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.width)).transpose(1, 2)
-        keys, values = own
-        if prefix is not None:
-            keys = torch.cat([_repeat_rows(prefix.keys, len(keys)), keys], dim=2)
-            values = torch.cat([_repeat_rows(prefix.values, len(values)), values], dim=2)
-        attended = F.scaled_dot_product_attention(
-            _rotate(queries, rotary),
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=False,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
+        num_sequences = len(own.keys)
+        before = [] if prefix is None else [KeysValues(*(_repeat_rows(x, num_sequences) for x in prefix))]
+        parts = [*before, *([] if past is None else [past]), own]
+        keys = own.keys if len(parts) == 1 else torch.cat([part.keys for part in parts], dim=2)
+        values = own.values if len(parts) == 1 else torch.cat([part.values for part in parts], dim=2)
+        attended = attend(_rotate(queries, rotary), keys, values, mask, self.attention)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -149,19 +152,23 @@ class Block(nn.Module):
         hidden: Tensor,
         rotary: Rotary,
         prefix: KeysValues | None = None,
-        mask: Tensor | None = None,
+        mask: AttentionMask = None,
         keys_values_only: bool = False,
+        past: KeysValues | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Runs a segment through the block.
 
         Args:
           hidden: (N, Q, D).
           rotary: tables of the segment's positions, for N sequences or 1.
-          prefix: keys and values of everything before, of N sequences, or of N / R, each then shared by R
+          prefix: keys and values of everything before, of N sequences, or of N / R, each then copied for R
             rows.
-          mask: bool, broadcastable to (N, H, Q, P + Q), True where attention is allowed; None: everywhere.
+          mask: bool, broadcastable to (N, H, Q, P + Q), True where attention is allowed, as `kernel_mask`
+            gives it to the block's kernel; None: everywhere.
           keys_values_only: skip the output, for the last block over a prompt; `hidden` is then returned
             unchanged.
+          past: keys and values of N sequences between the prefix and the segment, for decoding one token
+            after another.
 
         Returns:
           (N, Q, D) and the segment's own keys and values.
@@ -170,7 +177,7 @@ class Block(nn.Module):
         own = self.self_attn.keys_values(normed, rotary)
         if keys_values_only:
             return hidden, own
-        hidden = hidden + self.self_attn(normed, rotary, own, prefix, mask)
+        hidden = hidden + self.self_attn(normed, rotary, own, prefix, mask, past)
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), own
 
 

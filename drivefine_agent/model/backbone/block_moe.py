@@ -13,14 +13,29 @@ Shapes: B scenes, P0 context, P1 instruction, R answer rows per scene, L slots, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig
 
-from drivefine_agent.model.backbone.block import Block, KeysValues, RMSNorm, Rotary, rotary_tables
+from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionMask, AttentionName, kernel_mask
+from drivefine_agent.model.backbone.block import (
+    Attention,
+    Block,
+    KeysValues,
+    RMSNorm,
+    Rotary,
+    rotary_tables,
+)
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
 from drivefine_agent.model.config import EXPERTS, Expert
+
+SHORT_PROMPT = 256
+"""Up to this many tokens a prompt's keys and values are copied for each answer row; those of longer prompts
+are shared by all rows, which then attend as one sequence under a mask. Both are exact; copies of a short
+prompt are faster, copies of a long one are most of a step's memory."""
 
 
 class BlockMoE(nn.Module):
@@ -33,6 +48,20 @@ class BlockMoE(nn.Module):
         self.refine_layers = nn.ModuleList(Block(config) for _ in range(n_refine))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.checkpoint_blocks = False
+        self.attention: AttentionName = "sdpa"
+
+    def use_attention(self, attention: AttentionName) -> None:
+        """Chooses the attention kernel of all blocks, see `attention.py`.
+
+        Raises:
+          ValueError: for an unknown kernel.
+        """
+        if attention not in ATTENTIONS:
+            raise ValueError(f"unknown attention {attention!r}: choose one of {', '.join(ATTENTIONS)}")
+        self.attention = attention
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attention = attention
 
     @property
     def shared_blocks(self) -> list[nn.Module]:
@@ -74,7 +103,8 @@ class BlockMoE(nn.Module):
           lengths: (B,) true lengths, or None when nothing is padded (then no mask is used at all).
         """
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        mask = None if lengths is None else (positions < lengths[:, None])[:, None, None]  # (B, 1, 1, P0)
+        visible = None if lengths is None else (positions < lengths[:, None])[:, None, None]  # (B, 1, 1, P0)
+        mask = kernel_mask(visible, embeddings.shape[1], self.attention)
         hidden, shared = embeddings, []
         blocks = self.shared_blocks
         rotary = rotary_tables(positions, self.config)
@@ -101,7 +131,8 @@ class BlockMoE(nn.Module):
         context_mask = context.key_mask
         offsets = torch.arange(embeddings.shape[1], device=embeddings.device)
         rotary = rotary_tables(context.next_positions + offsets, self.config)
-        mask = _prefix_mask(context_mask, embeddings.shape[1])
+        visible = _prefix_mask(context_mask, embeddings.shape[1])
+        mask = kernel_mask(visible, embeddings.shape[1], self.attention)
         blocks, instruction = [], embeddings
         with torch.set_grad_enabled(torch.is_grad_enabled() and expert == "generation"):
             for i, (block, prefix) in enumerate(zip(self.shared_blocks, context.shared, strict=True)):
@@ -111,13 +142,15 @@ class BlockMoE(nn.Module):
         hidden = context.hidden
         context_positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         context_rotary = rotary_tables(context_positions, self.config)
-        context_self_mask = None if context_mask is None else context_mask[:, None, None]
+        context_self_mask = kernel_mask(
+            None if context_mask is None else context_mask[:, None, None], hidden.shape[1], self.attention
+        )
         for i, block in enumerate(expert_blocks):
             is_last = i == len(expert_blocks) - 1
             hidden, prefix = self._run(block, hidden, context_rotary, None, context_self_mask, is_last)
             instruction, own = self._run(block, instruction, rotary, prefix, mask, is_last)
             blocks.append(_joined(prefix, own))
-        key_mask = None if mask is None else mask[:, 0, 0]
+        key_mask = None if visible is None else visible[:, 0, 0]
         return PromptCache(expert, tuple(blocks), key_mask, context.next_positions + embeddings.shape[1])
 
     def answer(self, prompt: PromptCache, embeddings: Tensor) -> Tensor:
@@ -130,24 +163,55 @@ class BlockMoE(nn.Module):
         Returns:
           (B, R, L, D), normed: ready for the heads.
         """
-        num_scenes, num_rows, length, _ = embeddings.shape
+        _, num_rows, length, _ = embeddings.shape
         expert_blocks = self.expert_blocks(prompt.expert)
         is_refinement = prompt.expert == "refinement"
-        hidden = (embeddings.detach() if is_refinement else embeddings).flatten(0, 1)
+        hidden = embeddings.detach() if is_refinement else embeddings
         positions = prompt.next_positions + torch.arange(length, device=embeddings.device)
         rotary = rotary_tables(positions, self.config)
-        mask = _prefix_mask(prompt.key_mask, length)
-        if len(positions) > 1 and num_rows > 1:
-            rotary = Rotary(*(table.repeat_interleave(num_rows, dim=0) for table in rotary))
-        if mask is not None and num_rows > 1:
-            mask = mask.repeat_interleave(num_rows, dim=0)
+        visible = _prefix_mask(prompt.key_mask, length)
+        if num_rows > 1 and prompt.length > SHORT_PROMPT:
+            hidden = hidden.flatten(1, 2)  # (B, R L, D): one sequence per scene
+            rotary = Rotary(*(table.repeat(1, 1, num_rows, 1) for table in rotary))
+            visible = _rows_mask(prompt, num_rows, length)
+        else:
+            hidden = hidden.flatten(0, 1)  # (B R, L, D)
+            if len(positions) > 1 and num_rows > 1:
+                rotary = Rotary(*(table.repeat_interleave(num_rows, dim=0) for table in rotary))
+            if visible is not None and num_rows > 1:
+                visible = visible.repeat_interleave(num_rows, dim=0)
+        mask = kernel_mask(visible, hidden.shape[1], self.attention)
         num_shared = len(prompt.blocks) - len(expert_blocks)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_refinement):
             for block, prefix in zip(self.shared_blocks, prompt.blocks[:num_shared], strict=True):
                 hidden, _ = self._run(block, hidden, rotary, prefix, mask)
         for block, prefix in zip(expert_blocks, prompt.blocks[num_shared:], strict=True):
             hidden, _ = self._run(block, hidden, rotary, prefix, mask)
-        return self.norm(hidden, frozen=is_refinement).unflatten(0, (num_scenes, num_rows))
+        return self.norm(hidden, frozen=is_refinement).view(embeddings.shape)
+
+    def next_token(
+        self, prompt: PromptCache, embedding: Tensor, past: Sequence[KeysValues] = ()
+    ) -> tuple[Tensor, tuple[KeysValues, ...]]:
+        """One more token of an answer that is written from left to right, as autoregressive models do.
+
+        Args:
+          prompt: segments 0 and 1.
+          embedding: (B, 1, D) of the newest token.
+          past: keys and values of the answer's earlier tokens, one entry per block; empty at the start.
+
+        Returns:
+          (B, 1, D), normed, and `past` with the newest token.
+        """
+        written = past[0].keys.shape[2] if past else 0
+        rotary = rotary_tables(prompt.next_positions + written, self.config)
+        mask = kernel_mask(_prefix_mask(prompt.key_mask, written + 1), 1, self.attention)
+        hidden, grown = embedding, []
+        blocks = [*self.shared_blocks, *self.expert_blocks(prompt.expert)]
+        for i, (block, prefix) in enumerate(zip(blocks, prompt.blocks, strict=True)):
+            before = past[i] if past else None
+            hidden, own = block(hidden, rotary, prefix, mask, past=before)
+            grown.append(own if before is None else _joined(before, own))
+        return self.norm(hidden), tuple(grown)
 
     def one_pass(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor, expert: Expert = "generation"
@@ -164,9 +228,9 @@ class BlockMoE(nn.Module):
           (B, Q, D), normed.
         """
         rotary = rotary_tables(positions, self.config)
-        hidden = embeddings
+        hidden, allowed = embeddings, kernel_mask(mask[:, None], embeddings.shape[1], self.attention)
         for block in [*self.shared_blocks, *self.expert_blocks(expert)]:
-            hidden, _ = self._run(block, hidden, rotary, None, mask[:, None])
+            hidden, _ = self._run(block, hidden, rotary, None, allowed)
         return self.norm(hidden)
 
     def _run(
@@ -175,7 +239,7 @@ class BlockMoE(nn.Module):
         hidden: Tensor,
         rotary: Rotary,
         prefix: KeysValues | None,
-        mask: Tensor | None,
+        mask: AttentionMask,
         keys_values_only: bool = False,
     ) -> tuple[Tensor, KeysValues]:
         if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
@@ -210,3 +274,15 @@ def _prefix_mask(key_mask: Tensor | None, own_length: int) -> Tensor | None:
     if key_mask is None:
         return None
     return torch.nn.functional.pad(key_mask, (0, own_length), value=True)[:, None, None]
+
+
+def _rows_mask(prompt: PromptCache, num_rows: int, length: int) -> Tensor:
+    """(B or 1, 1, R L, P + R L): every answer row sees the prompt less its padding, and itself."""
+    device = prompt.next_positions.device
+    row = torch.arange(num_rows, device=device).repeat_interleave(length)
+    own = (row[:, None] == row)[None, None]
+    key_mask = prompt.key_mask
+    if key_mask is None:
+        key_mask = torch.ones(1, prompt.length, dtype=torch.bool, device=device)
+    seen = key_mask[:, None, None].expand(-1, -1, len(row), -1)
+    return torch.cat([seen, own.expand(len(key_mask), -1, -1, -1)], dim=-1)

@@ -61,6 +61,11 @@ class PromptCache(NamedTuple):
         """B: scenes."""
         return self.blocks[0].keys.shape[0]
 
+    @property
+    def length(self) -> int:
+        """P: tokens, padding included."""
+        return self.blocks[0].keys.shape[2]
+
     def select(self, index: Tensor) -> PromptCache:
         """The prompts of the scenes `index` (B',) only."""
         return PromptCache(
