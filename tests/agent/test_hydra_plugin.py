@@ -44,18 +44,15 @@ def application(tmp_path: Path) -> Path:
 
 
 def run(script: Path, *overrides: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, str(script), *overrides], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(script), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout)["agent"]
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_our_agents_resolve_by_name_alone(application: Path, agent: str) -> None:
-    config = run(
-        application, f"agent={agent}", "agent.checkpoint_path=somewhere", "agent.num_denoising_steps=4"
-    )
+    config = run(application, f"agent={agent}", "agent.checkpoint_path=somewhere", "agent.strict=true")
     assert config.pop("_target_") == "drivefine_agent.agent.DriveFineAgent"
     assert config.pop("_convert_") == "all"
     assert config["checkpoint_path"] == "somewhere"
@@ -63,7 +60,7 @@ def test_our_agents_resolve_by_name_alone(application: Path, agent: str) -> None
     assert set(config) == known - {
         "self",
         "trajectory_sampling",
-    }  # every setting is shown, and none is invented
+    }  # all settings are shown, none invented
     DriveFineAgent(**config)
 
 

@@ -33,7 +33,7 @@ def result(poses: NDArray[np.float64], log_probs: NDArray[np.float64]) -> PlanRe
 
 
 def test_consensus_is_the_plan_closest_to_all_others() -> None:
-    """Speeds 5, 6, 7, 20 m/s: distances to the others are in proportion to 18, 16, 16, 42; first of equals."""
+    """Speeds 5, 6, 7, 20 m/s: distances to the others are as 18, 16, 16, 42; first of equals."""
     scene = np.stack([straight(speed) for speed in (5.0, 6.0, 7.0, 20.0)])
     other = np.stack([straight(5.0, lateral) for lateral in (9.0, 0.0, -1.0, 1.0)])  # 27, 11, 13, 11
     assert consensus(np.stack([scene, other])).tolist() == [1, 1]
