@@ -7,6 +7,9 @@ OUT    ?= runs/demo
 # resolver take a newer build with gigabytes of CUDA libraries. On a GPU machine: make demo TORCH="torch".
 TORCH  ?= torch==2.13.0
 
+# Processes that run the tests; each wants about 2 GB.
+WORKERS ?= 2
+
 .PHONY: demo ablation test bench lint types clean-demo
 
 $(BIN)/.installed: pyproject.toml
@@ -22,7 +25,7 @@ ablation: $(BIN)/.installed
 	$(BIN)/python tools/ablation.py
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest tests/
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n $(WORKERS) --dist loadfile
 
 bench: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(PARTS)
