@@ -7,8 +7,7 @@ so it uses nothing of this package and nothing newer than Python 3.9.
 
 REQUEST: `log_dir`, `maps_root`, `cache_dir` (a scratch folder), `num_history_frames`, `num_future_frames` and
 `trajectories`, {token: [[24 floats: (8, 3) row-major], ...]}.
-RESPONSE: `rows`, {token: [{column: value, ...}, ...]}, in the order of the request; `seconds`, {token: [CPU
-time of the call of `pdm_score`, ...]}; `sizes`, {token: [tracks, map polygons]} of the official metric cache.
+RESPONSE: `rows`, {token: [{column: value, ...}, ...]}, in the order of the request.
 
 Each scene gets its own metric-cache processor: NAVSIM's planner remembers the objects that an earlier scene
 of the same worker overlapped, which would make the reference depend on the order of the scenes.
@@ -20,7 +19,6 @@ import lzma
 import os
 import pickle
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,7 +50,7 @@ def main(request_path: str, response_path: str) -> None:
     scorer = PDMScorer(simulation_grid)  # its defaults are those of default_scoring_parameters.yaml
     pose_grid = TrajectorySampling(time_horizon=4, interval_length=0.5)
 
-    rows, seconds, sizes = {}, {}, {}
+    rows = {}
     for token, proposals in trajectories.items():
         scene = Scene.from_scene_dict_list(
             loader.scene_frames_dicts[token], None, sensor_config=sensors, **lengths
@@ -63,20 +61,14 @@ def main(request_path: str, response_path: str) -> None:
         gc.enable()  # NAVSIM's planner switches it off
         with lzma.open(entry.file_name, "rb") as file:
             metric_cache = pickle.load(file)
-        sizes[token] = [
-            len(metric_cache.observation.unique_objects),
-            len(metric_cache.drivable_area_map.tokens),
-        ]
-        rows[token], seconds[token] = [], []
+        rows[token] = []
         for proposal in proposals:
             trajectory = Trajectory(np.asarray(proposal, dtype=np.float64).reshape(8, 3), pose_grid)
-            start = time.process_time()
             result = pdm_score(metric_cache, trajectory, simulation_grid, simulator, scorer)
-            seconds[token].append(time.process_time() - start)
             rows[token].append({name: float(value) for name, value in asdict(result).items()})
 
     with open(response_path, "w", encoding="utf-8") as file:
-        json.dump({"rows": rows, "seconds": seconds, "sizes": sizes}, file)
+        json.dump({"rows": rows}, file)
 
 
 if __name__ == "__main__":
