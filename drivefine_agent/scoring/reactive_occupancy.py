@@ -14,12 +14,19 @@ import shapely
 from numpy.typing import NDArray
 
 from drivefine_agent.errors import TrafficError
-from drivefine_agent.scoring.reactive_paths import bounds_of, lines_within, may_touch
+from drivefine_agent.scoring.reactive_paths import (
+    bounds_of,
+    inner_distance,
+    is_beside,
+    lines_within,
+    may_touch,
+)
 from drivefine_agent.scoring.types import FloatArray
 
 SIMPLIFY_TOLERANCE_M = 1e-5
 TIE_TOLERANCE_M = 1e-9
 MARGIN_M = 1e-3
+SURE_MARGIN_M = 0.1  # more than what GEOS cuts off a widened line: 1 % of the width
 EGO_TOKEN = "ego"
 
 Geometry = Any  # a shapely geometry
@@ -51,8 +58,8 @@ class Occupancy:
 
         Args:
           entry: index.
-          line: (m, 2) every point of the geometry is within half_width of it; the same line means the same
-            geometry.
+          line: (m, 2) an axis of two points, then maybe a stretch of a path, both within the geometry. Every
+            point of the geometry is within half_width of one of them; the same line means the same geometry.
           half_width: [m].
           make: makes the geometry.
         """
@@ -79,10 +86,19 @@ class Occupancy:
         """Whether the agent's corridor, the line (m, 2) widened, touches its own geometry."""
         return bool(shapely.intersects(self._simplified(agent), self._widened(agent, line, half_width)))
 
-    def nearest_ahead(self, agent: int, line: FloatArray, half_width: float) -> tuple[int, float] | None:
+    def nearest_ahead(
+        self, agent: int, line: FloatArray, half_width: float, least_gap: float
+    ) -> tuple[int, float] | None:
         """The entry nearest to an agent's geometry of those that touch its corridor, and the gap [m].
 
-        None where the corridor touches only the agent itself.
+        Args:
+          agent: index.
+          line: (m, 2) of the corridor.
+          half_width: of the corridor [m].
+          least_gap: gaps up to this one make no difference [m]; the one returned then is any of them.
+
+        Returns:
+          None where the corridor touches only the agent itself.
 
         Raises:
           TrafficError: all that is ahead goes unseen, since its token is a part of the agent's token.
@@ -95,8 +111,17 @@ class Occupancy:
         ]
         if not near:
             return None
-        corridor = self._widened(agent, line, half_width)
-        ahead = [entry for entry in near if shapely.intersects(self._simplified(entry), corridor)]
+        near, sure, distance = self._without_distant(agent, line, half_width, near)
+        if len(near) == 1 and sure and distance + MARGIN_M <= least_gap:
+            return near[0], least_gap
+        ahead = near
+        if len(sure) < len(near):
+            corridor = self._widened(agent, line, half_width)
+            ahead = [
+                entry
+                for entry in near
+                if entry in sure or shapely.intersects(self._simplified(entry), corridor)
+            ]
         if not ahead:
             return None
         # nuPlan means to leave out the agent itself, and leaves out every token that its token contains
@@ -112,9 +137,35 @@ class Occupancy:
             distances = shapely.distance(own, _array([self._simplified(entry) for entry in seen]))
             nearest = seen[int(np.argmin(distances))]
             if np.sum(distances <= np.min(distances) + TIE_TOLERANCE_M) > 1:
-                nearest = self._nearest_of_tied(agent, own, corridor)
+                nearest = self._nearest_of_tied(agent, own, self._widened(agent, line, half_width))
         gap = shapely.length(shapely.shortest_line(own, self._simplified(nearest)))
         return nearest, float(gap)
+
+    def _without_distant(
+        self, agent: int, line: FloatArray, half_width: float, near: list[int]
+    ) -> tuple[list[int], set[int], float]:
+        """Leaves out entries that cannot be the nearest, by the distances of lines alone.
+
+        Returns:
+          The entries left; which of them surely touch the corridor and are seen, as their centre is in it; the
+          least distance of the lines of those, which the gap does not exceed by more than MARGIN_M [m].
+        """
+        sure = {
+            entry
+            for entry in near
+            if is_beside(line, half_width - SURE_MARGIN_M, self._line[entry])
+            and self._tokens[entry] not in self._tokens[agent]
+        }
+        if not sure:
+            return near, sure, np.inf
+        own = self._line[agent]
+        distances = [inner_distance(own, self._line[entry]) for entry in near]
+        limit = min(d for d, entry in zip(distances, near, strict=True) if entry in sure)
+        reach = limit + self._half_width[agent] + 2 * MARGIN_M
+        left = [
+            entry for d, entry in zip(distances, near, strict=True) if d <= reach + self._half_width[entry]
+        ]
+        return left, sure & set(left), limit
 
     def _nearest_of_tied(self, agent: int, own: Geometry, corridor: Geometry) -> int:
         """Of entries at the same distance, the one that GEOS's tree finds; the tree decides by its layout."""

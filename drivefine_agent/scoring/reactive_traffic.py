@@ -169,7 +169,7 @@ class _Agents:
                 f"the path of the vehicle '{self._tokens[agent]}' does not touch its box, as happens behind"
                 " the last but one vertex of a lane: NAVSIM fails such a scene too; leave it out"
             )
-        nearest = self._occupancy.nearest_ahead(agent, line, width / 2)
+        nearest = self._occupancy.nearest_ahead(agent, line, width / 2, MIN_GAP_M)
         if nearest is None:
             return 0.0, float(self._path_progress[agent][-1]) - self._progress[agent] - length / 2
         other, gap = nearest
