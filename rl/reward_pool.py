@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.scoring.cache import SceneCache
+from drivefine_agent.scoring.warm_up import warm_up
 from rl.config import RewardConfig
 from rl.rewards import RewardError, RewardScorer, Scored, score_scene, unknown
 
@@ -63,8 +63,8 @@ def run_worker(connection: Connection, cache_folder: Path, score: ScoreFunction)
     """Body of a worker process: opens the memory-mapped cache, scores until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run itself ends its workers
     cache = SceneCache(cache_folder)
-    if cache.tokens and score is score_scene:  # loads the compiled scorer before the first task's time counts
-        score(cache, cache.tokens[0], np.zeros((1, NUM_POSES, NUM_POSE_FIELDS)))
+    if score is score_scene:  # the compiled scorer is loaded before the first task's time counts
+        warm_up()
     connection.send(READY)
     while True:
         try:

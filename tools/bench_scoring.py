@@ -21,6 +21,7 @@ from drivefine_agent.scoring.scorer import Surroundings
 from drivefine_agent.scoring.scorer_v2 import score_v2
 from drivefine_agent.scoring.trajectory import proposals_to_reference
 from drivefine_agent.scoring.types import ScoringScene
+from drivefine_agent.scoring.warm_up import warm_up
 
 NUM_PROPOSALS = (1, 10, 70, 512)
 NUM_SCENES = 12
@@ -52,6 +53,7 @@ def _fresh_seconds(cache: SceneCache, score: Callable[[Any, Poses], object], cou
 
 def speed_report(caches: dict[str, list[tuple[Rules, SceneCache]]]) -> list[str]:
     """Groups of 1 to 512 trajectories on one core."""
+    warm_up()
     rows = []
     for name, of_world in caches.items():
         for rules, cache in of_world:

@@ -14,15 +14,28 @@ import shapely
 from numpy.typing import NDArray
 
 from drivefine_agent.errors import TrafficError
-from drivefine_agent.scoring.reactive_paths import bounds_of, lines_within, may_touch
+from drivefine_agent.scoring.reactive_paths import (
+    bounds_of,
+    inner_distance,
+    is_beside,
+    lines_within,
+    may_touch,
+)
 from drivefine_agent.scoring.types import FloatArray
 
 SIMPLIFY_TOLERANCE_M = 1e-5
 TIE_TOLERANCE_M = 1e-9
 MARGIN_M = 1e-3
+SURE_MARGIN_M = 0.1  # more than what GEOS cuts off a widened line: 1 % of the width
 EGO_TOKEN = "ego"
 
+MAX_KEPT = 4096  # geometries of a scene, some kilobytes each
+
 Geometry = Any  # a shapely geometry
+Stages = tuple[tuple[Geometry, ...], bool]
+"""A geometry as made, simplified once, twice, ...; and whether the last is equal to the one before."""
+Kept = dict[tuple[int, bytes], Stages]
+"""Stages by agent and line: most vehicles drive alike whatever the ego does."""
 
 
 class Occupancy:
@@ -30,18 +43,18 @@ class Occupancy:
 
     NAVSIM simplifies every geometry before each agent's turn, again and again. `next_turn` only counts, and
     the passes are made up for when a geometry is looked at; the first one that changes nothing is the last.
-    What stands still keeps its geometries.
+    What stands still keeps its geometries, and roll-outs of the same agents share them through `kept`.
     """
 
-    def __init__(self, tokens: Sequence[str]) -> None:
+    def __init__(self, tokens: Sequence[str], kept: Kept | None = None) -> None:
+        self._kept: Kept = {} if kept is None else kept
         self._tokens = (*tokens, EGO_TOKEN)
         size = len(self._tokens)
         self._bounds: FloatArray = np.full((size, 4), np.inf)
         self._line: list[FloatArray] = [np.zeros((0, 2))] * size
         self._half_width = [0.0] * size
         self._make: list[Callable[[], Geometry] | None] = [None] * size
-        self._stages: list[list[Geometry]] = [[] for _ in range(size)]  # as made, simplified once, twice, ...
-        self._is_simple = [False] * size  # the last stage equals the one before
+        self._stages: list[Stages] = [((), False)] * size
         self._corridor: list[tuple[FloatArray, Geometry] | None] = [None] * size
         self._set_at = [0] * size  # in which turn the entry was set
         self._turn = 0
@@ -51,8 +64,8 @@ class Occupancy:
 
         Args:
           entry: index.
-          line: (m, 2) every point of the geometry is within half_width of it; the same line means the same
-            geometry.
+          line: (m, 2) an axis of two points, then maybe a stretch of a path, both within the geometry. Every
+            point of the geometry is within half_width of one of them; the same line means the same geometry.
           half_width: [m].
           make: makes the geometry.
         """
@@ -63,8 +76,7 @@ class Occupancy:
         self._line[entry] = line
         self._half_width[entry] = half_width
         self._make[entry] = make
-        self._stages[entry] = []
-        self._is_simple[entry] = False
+        self._stages[entry] = (), False
 
     def remove(self, entry: int) -> None:
         """Nothing touches the entry any more."""
@@ -79,10 +91,19 @@ class Occupancy:
         """Whether the agent's corridor, the line (m, 2) widened, touches its own geometry."""
         return bool(shapely.intersects(self._simplified(agent), self._widened(agent, line, half_width)))
 
-    def nearest_ahead(self, agent: int, line: FloatArray, half_width: float) -> tuple[int, float] | None:
+    def nearest_ahead(
+        self, agent: int, line: FloatArray, half_width: float, least_gap: float
+    ) -> tuple[int, float] | None:
         """The entry nearest to an agent's geometry of those that touch its corridor, and the gap [m].
 
-        None where the corridor touches only the agent itself.
+        Args:
+          agent: index.
+          line: (m, 2) of the corridor.
+          half_width: of the corridor [m].
+          least_gap: gaps up to this one make no difference [m]; the one returned then is any of them.
+
+        Returns:
+          None where the corridor touches only the agent itself.
 
         Raises:
           TrafficError: all that is ahead goes unseen, since its token is a part of the agent's token.
@@ -95,8 +116,17 @@ class Occupancy:
         ]
         if not near:
             return None
-        corridor = self._widened(agent, line, half_width)
-        ahead = [entry for entry in near if shapely.intersects(self._simplified(entry), corridor)]
+        near, sure, distance = self._without_distant(agent, line, half_width, near)
+        if len(near) == 1 and sure and distance + MARGIN_M <= least_gap:
+            return near[0], least_gap
+        ahead = near
+        if len(sure) < len(near):
+            corridor = self._widened(agent, line, half_width)
+            ahead = [
+                entry
+                for entry in near
+                if entry in sure or shapely.intersects(self._simplified(entry), corridor)
+            ]
         if not ahead:
             return None
         # nuPlan means to leave out the agent itself, and leaves out every token that its token contains
@@ -112,9 +142,35 @@ class Occupancy:
             distances = shapely.distance(own, _array([self._simplified(entry) for entry in seen]))
             nearest = seen[int(np.argmin(distances))]
             if np.sum(distances <= np.min(distances) + TIE_TOLERANCE_M) > 1:
-                nearest = self._nearest_of_tied(agent, own, corridor)
+                nearest = self._nearest_of_tied(agent, own, self._widened(agent, line, half_width))
         gap = shapely.length(shapely.shortest_line(own, self._simplified(nearest)))
         return nearest, float(gap)
+
+    def _without_distant(
+        self, agent: int, line: FloatArray, half_width: float, near: list[int]
+    ) -> tuple[list[int], frozenset[int], float]:
+        """Leaves out entries that cannot be the nearest, by the distances of lines alone.
+
+        Returns:
+          The entries left; which of them are seen and surely touch the corridor, their centre being in it;
+          the least distance of the lines of those, which the gap exceeds by MARGIN_M at most [m].
+        """
+        sure = frozenset(
+            entry
+            for entry in near
+            if is_beside(line, half_width - SURE_MARGIN_M, self._line[entry])
+            and self._tokens[entry] not in self._tokens[agent]
+        )
+        if not sure:
+            return near, sure, np.inf
+        own = self._line[agent]
+        distances = [inner_distance(own, self._line[entry]) for entry in near]
+        limit = min(d for d, entry in zip(distances, near, strict=True) if entry in sure)
+        reach = limit + self._half_width[agent] + 2 * MARGIN_M
+        left = [
+            entry for d, entry in zip(distances, near, strict=True) if d <= reach + self._half_width[entry]
+        ]
+        return left, sure & frozenset(left), limit
 
     def _nearest_of_tied(self, agent: int, own: Geometry, corridor: Geometry) -> int:
         """Of entries at the same distance, the one that GEOS's tree finds; the tree decides by its layout."""
@@ -134,19 +190,25 @@ class Occupancy:
         return last[1]
 
     def _simplified(self, entry: int) -> Geometry:
-        stages = self._stages[entry]
+        due = self._turn - self._set_at[entry]
+        stages, is_simple = self._stages[entry]
+        if len(stages) > due or is_simple:
+            return stages[min(due, len(stages) - 1)]
+        key = entry, self._line[entry].tobytes()
+        if not stages:
+            stages, is_simple = self._kept.get(key, ((), False))
         if not stages:
             make = self._make[entry]
             assert make is not None
-            stages.append(make())
-        due = self._turn - self._set_at[entry]
-        while len(stages) <= due and not self._is_simple[entry]:
-            before = stages[-1]
-            after = before.simplify(SIMPLIFY_TOLERANCE_M, preserve_topology=True)
-            self._is_simple[entry] = bool(
-                shapely.get_num_coordinates(before) == shapely.get_num_coordinates(after)
-            )
-            stages.append(after)
+            stages = (make(),)
+        while len(stages) <= due and not is_simple:
+            after = stages[-1].simplify(SIMPLIFY_TOLERANCE_M, preserve_topology=True)
+            is_simple = bool(shapely.get_num_coordinates(stages[-1]) == shapely.get_num_coordinates(after))
+            stages = (*stages, after)
+        self._stages[entry] = stages, is_simple
+        is_ego = entry == len(self._tokens) - 1
+        if not is_ego and (key in self._kept or len(self._kept) < MAX_KEPT):
+            self._kept[key] = stages, is_simple
         return stages[min(due, len(stages) - 1)]
 
 

@@ -6,6 +6,8 @@ Source: pdm-scorer 4.13 and 5.3; nuplan-devkit, planning/simulation/path.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -102,6 +104,41 @@ def lines_within(first, second, distance):
             ):
                 return True
     return False
+
+
+@njit(cache=True, nogil=True)
+def is_beside(line, distance, axis):
+    """Whether the middle of an axis (its first two points) is beside a segment of a line (m, 2), so near."""
+    px, py = (axis[0, 0] + axis[1, 0]) / 2, (axis[0, 1] + axis[1, 1]) / 2
+    for i in range(len(line) - 1):
+        ax, ay = line[i, 0], line[i, 1]
+        dx, dy = line[i + 1, 0] - ax, line[i + 1, 1] - ay
+        along, square = (px - ax) * dx + (py - ay) * dy, dx * dx + dy * dy
+        if 0.0 < along < square and abs((px - ax) * dy - (py - ay) * dx) < distance * math.sqrt(square):
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def inner_distance(first, second):
+    """Least distance of two lines (m, 2), (n, 2), without the links from an axis (two points) to the rest."""
+    square = np.inf
+    for i in range(len(first) - 1):
+        for j in range(len(second) - 1):
+            if i == 1 or j == 1:
+                continue
+            ax, ay, bx, by = first[i, 0], first[i, 1], first[i + 1, 0], first[i + 1, 1]
+            cx, cy, dx, dy = second[j, 0], second[j, 1], second[j + 1, 0], second[j + 1, 1]
+            if _cross(ax, ay, bx, by, cx, cy, dx, dy):
+                return 0.0
+            square = min(
+                square,
+                _square_distance(cx, cy, ax, ay, bx, by),
+                _square_distance(dx, dy, ax, ay, bx, by),
+                _square_distance(ax, ay, cx, cy, dx, dy),
+                _square_distance(bx, by, cx, cy, dx, dy),
+            )
+    return math.sqrt(square)
 
 
 @njit(cache=True, nogil=True)

@@ -19,7 +19,7 @@ from drivefine_agent.scoring.angles import principal_value
 from drivefine_agent.scoring.contacts import TrackBoxes
 from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.nuplan_boxes import geos_centroids, nuplan_box_corners
-from drivefine_agent.scoring.reactive_occupancy import MARGIN_M, Occupancy, widened
+from drivefine_agent.scoring.reactive_occupancy import MARGIN_M, Kept, Occupancy, widened
 from drivefine_agent.scoring.reactive_paths import path_to_go, pose_on_path, stretch_of_path
 from drivefine_agent.scoring.types import FloatArray, ReactiveTraffic, ScoringSceneV2
 
@@ -56,7 +56,9 @@ def roll_out(scene: ScoringSceneV2, states: FloatArray) -> TrackBoxes:
             f"scene '{scene.token}' has no reactive traffic: prepare it again, with reactive traffic"
         )
     try:
-        poses, exists = simulate_vehicles(traffic, scene.track_tokens, states)
+        poses, exists = simulate_vehicles(
+            traffic, scene.track_tokens, states, scene.kept("reactive_geometries", dict)
+        )
     except TrafficError as error:
         raise TrafficError(f"scene '{scene.token}': {error}") from error
 
@@ -74,7 +76,7 @@ def roll_out(scene: ScoringSceneV2, states: FloatArray) -> TrackBoxes:
 
 
 def simulate_vehicles(
-    traffic: ReactiveTraffic, track_tokens: tuple[str, ...], states: FloatArray
+    traffic: ReactiveTraffic, track_tokens: tuple[str, ...], states: FloatArray, kept: Kept | None = None
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Move the V vehicles of frame 0 through T samples.
 
@@ -82,6 +84,7 @@ def simulate_vehicles(
       traffic: of the scene.
       track_tokens: (K,) of the scene, or empty where tokens do not matter (none is a part of another).
       states: (T, 11) simulated ego states.
+      kept: geometries of earlier roll-outs of this traffic; read and extended.
 
     Returns:
       (T, V, 3) centre x, y [m], heading [rad]; (T, V) whether the vehicle is there.
@@ -93,7 +96,7 @@ def simulate_vehicles(
     poses = np.repeat(traffic.vehicle_poses[None], len(states), axis=0)
     exists = np.zeros((len(states), num_vehicles), dtype=bool)
     exists[0] = True
-    agents = _Agents(traffic, track_tokens)
+    agents = _Agents(traffic, track_tokens, kept)
     parked = _Parked(traffic)
     for sample in range(1, len(states)):
         agents.step(states[sample - 1])
@@ -120,7 +123,9 @@ def idm_acceleration(speed: float, target_speed: float, lead_speed: float, gap: 
 class _Agents:
     """The simulated vehicles. `poses` (A, 3) and `active` (A,) are their present state."""
 
-    def __init__(self, traffic: ReactiveTraffic, track_tokens: tuple[str, ...]) -> None:
+    def __init__(
+        self, traffic: ReactiveTraffic, track_tokens: tuple[str, ...], kept: Kept | None = None
+    ) -> None:
         tracks = traffic.vehicle_track[traffic.agent_vehicle]
         tokens = [track_tokens[k] if track_tokens else f"#{k:09d}" for k in tracks]
         self._tokens = tokens
@@ -133,7 +138,7 @@ class _Agents:
         self.active = np.ones(len(tokens), dtype=bool)
         self.poses = np.array([self._pose(agent) for agent in range(len(tokens))]).reshape(-1, 3)
 
-        self._occupancy = Occupancy(tokens)
+        self._occupancy = Occupancy(tokens, kept)
         for agent, pose in enumerate(traffic.agent_poses):
             self._place_box(agent, pose, *self._size[agent])
         self._has_moved = np.zeros(len(tokens), dtype=bool)
@@ -169,7 +174,7 @@ class _Agents:
                 f"the path of the vehicle '{self._tokens[agent]}' does not touch its box, as happens behind"
                 " the last but one vertex of a lane: NAVSIM fails such a scene too; leave it out"
             )
-        nearest = self._occupancy.nearest_ahead(agent, line, width / 2)
+        nearest = self._occupancy.nearest_ahead(agent, line, width / 2, MIN_GAP_M)
         if nearest is None:
             return 0.0, float(self._path_progress[agent][-1]) - self._progress[agent] - length / 2
         other, gap = nearest

@@ -28,8 +28,10 @@ from drivefine_agent.scoring.observation import (
     resample_tracks,
     track_polygons,
 )
+from drivefine_agent.scoring.reactive_occupancy import Occupancy, widened
+from drivefine_agent.scoring.reactive_paths import inner_distance, is_beside
 from drivefine_agent.scoring.reactive_scene import build_reactive_traffic
-from drivefine_agent.scoring.reactive_traffic import idm_acceleration, roll_out
+from drivefine_agent.scoring.reactive_traffic import idm_acceleration, roll_out, simulate_vehicles
 from drivefine_agent.scoring.trajectory import rear_axle_round_trip
 from drivefine_agent.scoring.types import ReactiveTraffic, ScoringSceneV2
 
@@ -387,3 +389,38 @@ def test_vehicles_are_where_the_official_policy_has_them(
         num_vanishing += int((~exists[-1]).sum())
     assert worst < 1e-6
     assert num_vanishing == 3  # one of the scenes has vehicles that the ego leaves more than 100 m behind
+
+
+# --- ways around making geometries -------------------------------------------------------------------------
+
+
+def test_short_cuts_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense queues on two lanes: lines that rule out, and geometries kept, against every geometry made."""
+    map_ = city(tmp_path, [lane(1, 0.0), lane(2, 3.0)])
+    rows = [(6.0 * i + 3 * j, 3.0 * j, float((5 * i + j) % 9)) for i in range(1, 20) for j in range(2)]
+    drives = [ego(20, y, speed) for y, speed in ((0, 6), (1.4, 3), (3, 0), (60, 0))]
+    traffic = build_reactive_traffic(map_, cars(*rows), ego(20, 60)[0])
+    assert len(traffic.agent_vehicle) > 30
+    kept: dict[tuple[int, bytes], tuple[tuple[object, ...], bool]] = {}
+    quick = [simulate_vehicles(traffic, (), states, kept) for states in drives]
+    assert kept
+    monkeypatch.setattr(
+        Occupancy, "_without_distant", lambda self, agent, line, width, near: (near, frozenset(), math.inf)
+    )
+    plain = [simulate_vehicles(traffic, (), states) for states in drives]
+    for (poses, exists), (plain_poses, plain_exists) in zip(quick, plain, strict=True):
+        np.testing.assert_array_equal(poses, plain_poses)
+        np.testing.assert_array_equal(exists, plain_exists)
+    assert not np.array_equal(plain[0][0], plain[3][0])  # the ego is seen
+
+
+def test_distances_of_lines_are_those_of_shapely() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        first, second = rng.normal(size=(2, 5, 2)) * 5
+        parts = [shapely.linestrings(part) for line in (first, second) for part in (line[:2], line[2:])]
+        expected = min(shapely.distance(a, b) for a in parts[:2] for b in parts[2:])
+        assert inner_distance(first, second) == pytest.approx(expected, abs=1e-12)
+        middle = shapely.Point(second[:2].mean(axis=0))
+        rectangles = shapely.union_all([widened(first[i : i + 2], 2.0) for i in range(4)])
+        assert is_beside(first, 2.0, second) == bool(rectangles.contains(middle))
