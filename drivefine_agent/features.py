@@ -6,6 +6,8 @@ they emit is compact: images stay uint8.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ class DriveFineFeatureBuilder(AbstractFeatureBuilder):
         self._blank_image = blank_image
 
     def get_unique_name(self) -> str:
-        """Name under which NAVSIM caches these features; tells image grid and prompt format apart."""
+        """Name under which NAVSIM caches these features; tells image grid, prompt format and ids apart."""
         config, tiles = self._prompts.config, self._prompts.config.tiles
         parts = (
             f"{tiles.cols}x{tiles.rows}x{tiles.size_px}",
@@ -41,7 +43,9 @@ class DriveFineFeatureBuilder(AbstractFeatureBuilder):
             config.prompt_type,
             config.pose_format,
             config.prompt_wording,
-            f"{config.spatial_bins}_{config.heading_bins}",
+            _digest(
+                repr(config.action_spec), str(config.base_vocab_size), self._prompts.text_tokenizer.as_json()
+            ),
         )
         return "drivefine_" + "_".join(parts) + ("_blank" if self._blank_image else "")
 
@@ -79,9 +83,8 @@ class TokenizedTrajectoryTargetBuilder(AbstractTargetBuilder):
         self._tokenizer = tokenizer
 
     def get_unique_name(self) -> str:
-        """Name under which NAVSIM caches these targets."""
-        spec = self._tokenizer.spec
-        return f"drivefine_target_{spec.spatial_m.num_bins}_{spec.heading_deg.num_bins}"
+        """Name under which NAVSIM caches these targets; tells action tables apart."""
+        return f"drivefine_target_{_digest(repr(self._tokenizer.spec))}"
 
     def compute_targets(self, scene: Scene) -> dict[str, Tensor]:
         """`drivefine_actions` (24,) int64; `drivefine_poses` (8, 3) float32."""
@@ -105,3 +108,8 @@ def trim_contexts(features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     longest = int(lengths.max())
     context_ids = features["drivefine_context_ids"][:, :longest]
     return context_ids, None if bool((lengths == longest).all()) else lengths
+
+
+def _digest(*parts: str) -> str:
+    """8 hexadecimal digits that stand for what ids depend on."""
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()

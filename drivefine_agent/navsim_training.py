@@ -7,6 +7,7 @@ tools/train_sft.py.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from drivefine_agent.training.optimization import OptimizerConfig, build_optimiz
 from drivefine_agent.training.phase import LANGUAGE_PARTS, REFINER_PARTS, VISION_PARTS, trained_parameters
 from drivefine_agent.training.seeds import generator_for
 from drivefine_agent.training.split_guard import Samples, check_samples, log_training_data
+
+_logger = logging.getLogger(__name__)
 
 ObjectiveName = Literal["generator", "refiner"]
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -150,17 +153,26 @@ class NavsimTraining:
         navsim = find_navsim()
         folders = navsim_split_folders()
         folders += [navsim / "planning" / "script" / "config" / "common"] if navsim is not None else []
-        paths = DatasetPaths.from_environment() if os.environ.get("OPENSCENE_DATA_ROOT") else None
-        if paths is not None:
+        try:
+            paths = DatasetPaths.from_environment()
             folders.append(paths.splits)
+        except DataError as error:  # cached features are trained on where the dataset itself may be absent
+            paths = None
+            _logger.warning("the dataset's own test splits and logs are not compared: %s", error)
         self.data = check_samples("navsim_run_training", samples_of(dataset), folders, paths, self.consent)
         log_training_data(self.data)
 
     def save(self, folder: Path) -> None:
-        """Writes the model, whole or not at all; a trained generator also becomes the refiner's start."""
+        """Writes the model beside the old one, then exchanges them.
+
+        A trained generator also becomes the refiner's start. A run killed between the two renames leaves the
+        old model as `.<name>.old`; the next save puts it back.
+        """
         if self.objective == "generator" and self.planner.model.config.n_refine > 0:
             self.planner.model.backbone.copy_generation_to_refinement()
         part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
         self.planner.save_pretrained(part)
@@ -208,7 +220,7 @@ def samples_of(dataset: Any) -> Samples:
     Raises:
       DataError: it is neither.
     """
-    name = type(dataset).__name__
+    name = _split_name() or f"the samples of NAVSIM's {type(dataset).__name__}"
     if hasattr(dataset, "_scene_loader"):
         by_log = dataset._scene_loader.get_tokens_list_per_log()
         tokens = [token for tokens in by_log.values() for token in tokens]
@@ -218,6 +230,15 @@ def samples_of(dataset: Any) -> Samples:
         logs = {Path(folder).parent.name for folder in folders.values()}
         return Samples(name, frozenset(folders), frozenset(logs))
     raise DataError(
-        f"NAVSIM's training sets hold a scene loader or cached features, got {name}: DriveFine cannot tell "
-        "whether there are test data among its samples"
+        f"NAVSIM's training sets hold a scene loader or cached features, got {type(dataset).__name__}: it "
+        "cannot be told whether there are test data among its samples"
     )
+
+
+def _split_name() -> str | None:
+    """What NAVSIM's command line calls the split; None outside Hydra."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    name = choices.get("train_test_split")
+    return None if name is None else str(name)

@@ -36,7 +36,7 @@ class TrainingData:
     """The scenes that one stage of training learned from."""
 
     stage: str
-    """`sft`, `grpo`, `hybrid` or `ego_status_mlp`."""
+    """`sft`, `grpo`, `hybrid`, `ego_status_mlp` or `navsim_run_training`."""
     split: str
     num_tokens: int
     """Scenes used."""

@@ -29,7 +29,7 @@ def import_ray() -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise RewardError(
-            "reward.backend=ray needs Ray, which is not installed: pip install drivefine[ray], or set "
+            "reward.backend=ray needs Ray, which is not installed: pip install ray, or set "
             "reward.backend=processes"
         ) from error
     return ray

@@ -37,7 +37,7 @@ def quantize(model: DriveFineModel, quantization: QuantizationName) -> None:
     except ImportError as error:
         raise MissingPackageError(
             f"quantization={quantization} needs the package torchao, which is not installed: "
-            "pip install 'drivefine[quantization]'"
+            "pip install torchao"
         ) from error
     model.requires_grad_(False)
     settings = Int8WeightOnlyConfig() if quantization == "int8" else Float8WeightOnlyConfig()

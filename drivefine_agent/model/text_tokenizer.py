@@ -71,6 +71,10 @@ class TextTokenizer:
         path = Path(path)
         self._tokenizer.save(str(path / TOKENIZER_FILE_NAME if path.is_dir() else path))
 
+    def as_json(self) -> str:
+        """All of it, as `save` writes it."""
+        return str(self._tokenizer.to_str())
+
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 

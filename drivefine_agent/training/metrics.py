@@ -23,7 +23,7 @@ class MetricLog:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is None:
-            _logger.warning("TensorBoard is not installed (pip install drivefine[train]): metrics.jsonl only")
+            _logger.warning("TensorBoard is not installed (pip install tensorboard): metrics.jsonl only")
         else:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -12,9 +12,14 @@ from drivefine_agent.agent import DriveFineAgent
 from drivefine_agent.baselines.base import BatchPlanner, PlanningCase
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
+from drivefine_agent.features import DriveFineFeatureBuilder, TokenizedTrajectoryTargetBuilder
+from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.text_tokenizer import TextTokenizer, train_text_tokenizer
 from drivefine_agent.navsim_api import TrajectorySampling
 from drivefine_agent.navsim_inputs import agent_input_from_window, scene_from_window
 from drivefine_agent.planner import Planner
+from drivefine_agent.prompt import PromptBuilder
+from drivefine_agent.tokenizer import ActionTokenizer
 
 Image = NDArray[np.uint8]
 
@@ -166,6 +171,23 @@ def test_cache_names_tell_formats_apart(checkpoint: Path) -> None:
         for blank in (False, True)
     }
     assert len(names) == 2
+
+
+def test_cache_names_tell_action_tables_and_vocabularies_apart() -> None:
+    """As many bins over another range mean other ids: a cache of one must not be read for the other."""
+    near, far = (
+        DriveFineConfig.debug(spatial_min_m=-low, spatial_step_m=low / 160, spatial_bins=320)
+        for low in (16.0, 32.0)
+    )
+    targets = [
+        TokenizedTrajectoryTargetBuilder(ActionTokenizer(config.action_spec)) for config in (near, far)
+    ]
+    assert len({builder.get_unique_name() for builder in targets}) == 2
+    tiny, other = TextTokenizer.tiny(), train_text_tokenizer(["another text"], vocab_size=300)
+    features = [DriveFineFeatureBuilder(PromptBuilder(near, tokenizer)) for tokenizer in (tiny, other)]
+    assert len({builder.get_unique_name() for builder in features}) == 2
+    again = DriveFineFeatureBuilder(PromptBuilder(near, TextTokenizer.tiny()))
+    assert again.get_unique_name() == features[0].get_unique_name()
 
 
 @pytest.mark.parametrize(
