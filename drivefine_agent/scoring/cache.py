@@ -159,7 +159,8 @@ def finish_cache(
 ) -> None:
     """Join the parts of a cache, and list the scenes that failed.
 
-    Where a token occurs twice, the newest part counts.
+    Where a token occurs twice, the newest part counts. A scene that failed is not in the cache, even where an
+    older part has it: that was made from other data, or is damaged.
 
     Raises:
       DataError: if a file is damaged, foreign or of other rules.
@@ -169,14 +170,15 @@ def finish_cache(
     for pack in packs:
         if pack.rules != rules:
             raise DataError(f"a scene cache of rules '{rules}' holds scenes of '{pack.rules}': {pack.path}")
-    owner = {token: pack for pack in packs for token in pack.tokens}
-    if [path.name for path in paths] != [PACK_NAME]:
+    held = {token: pack for pack in packs for token in pack.tokens}
+    owner = {token: pack for token, pack in held.items() if token not in failures}
+    if [path.name for path in paths] != [PACK_NAME] or len(owner) < len(held):
         _join(folder / PACK_NAME, owner, rules, show_progress)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "rules": rules,
-        "failures": {token: reason for token, reason in failures.items() if token not in owner},
+        "failures": dict(failures),
     }
     with atomic_file(folder / MANIFEST_NAME) as file:
         file.write(json.dumps(manifest, indent=1).encode())

@@ -193,7 +193,9 @@ def build_scene_cache(
         missing = [scene for scene in scenes if kept.get(scene.token) != scene.fingerprint]
         portions = _portions(missing, maps_root, folder, rules, num_workers)
         wanted = {scene.token for scene in missing}
-        failed_before = {token: reason for token, reason in failures.items() if token not in wanted}
+        failed_before = {
+            token: reason for token, reason in failures.items() if token not in wanted and token not in kept
+        }
         failures = {}
         with tqdm(
             total=len(scenes),
