@@ -114,6 +114,14 @@ class SceneCache(Mapping[str, ScoringScene]):
         """All tokens, in the order of logs and time stamps."""
         return self._pack.tokens
 
+    def damaged(self) -> dict[str, str]:
+        """Scenes with a wrong checksum, with the reason; reads the whole file, but decodes no scene.
+
+        Raises:
+          DataError: if tables that scenes share are damaged.
+        """
+        return self._pack.damaged()
+
     @property
     def failures(self) -> Mapping[str, str]:
         """Scenes that could not be prepared, with the reason."""
