@@ -45,8 +45,8 @@ _HEADER_SIZE = 64
 _ALIGNMENT = 8
 _NO_FINGERPRINT = -1
 _REBUILD = (
-    "run tools/build_scene_cache.py again for the splits of this cache, which prepares the damaged and missing"
-    " scenes again (all of a file whose head or tables are damaged)"
+    "run tools/build_scene_cache.py again for the splits of this cache, which prepares the damaged and"
+    " missing scenes again (all of a file whose head or tables are damaged)"
 )
 
 
