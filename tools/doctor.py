@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--python",
         default=sys.executable,
-        help="interpreter that runs NAVSIM (3.9 or later), for the checks blas, navsim and hydra; default: this one",
+        help="interpreter that runs NAVSIM (3.9 or later), for blas, navsim and hydra; default: this one",
     )
     parser.add_argument(
         "--dataset",
