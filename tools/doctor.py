@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--python",
         default=sys.executable,
-        help="interpreter that runs NAVSIM (3.9 or later), for the checks blas and navsim; default: this one",
+        help="interpreter that runs NAVSIM (3.9 or later), for blas, navsim and hydra; default: this one",
     )
     parser.add_argument(
         "--dataset",
@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=num_cores(),
         help="processes that read logs (default: one per core)",
     )
     parser.add_argument("--deep", action="store_true", help="open every image and every cached scene")
@@ -77,6 +77,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         parser.error(f"--only takes {', '.join(CHECKS)}; got {', '.join(unknown)}")
     return parsed
+
+
+def num_cores() -> int:
+    """Cores that this process may use; where the system cannot tell (macOS), all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def names(text: str) -> tuple[str, ...]:

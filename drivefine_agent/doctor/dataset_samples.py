@@ -19,6 +19,7 @@ from drivefine_agent.data.scenes import SceneFilter, frame_gaps, iter_windows
 from drivefine_agent.data.second_stage import read_second_stage
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
+from drivefine_agent.scoring.worker_processes import end_with_parent
 
 FRONT_CAMERA = "CAM_F0"
 FILES_PER_PROCESS = 8
@@ -115,6 +116,7 @@ _filter: SceneFilter | None = None
 
 def _start_worker(scene_filter: SceneFilter | None) -> None:
     global _filter
+    end_with_parent()
     _filter = scene_filter
 
 

@@ -41,25 +41,27 @@ class _Comparison:
 def scene_cache_findings(folder: Path, options: DoctorOptions) -> list[Finding]:
     """All that can be said of one cache."""
     topic = f"scene cache {folder}"
-    rebuild = f"tools/build_scene_cache.py metric_cache_path={folder} builds what is missing or outdated"
+    rebuild = (
+        f"tools/build_scene_cache.py metric_cache_path={folder} builds what is damaged, missing or outdated"
+    )
     try:
         manifest = read_manifest(folder, None)
         cache = SceneCache(folder, manifest["rules"])
+        damaged = _damage(cache, options)
     except DataError as error:
         return [failure(topic, str(error), f"build it again into another folder, or see above; {rebuild}")]
-    damaged = _damage(cache, options)
     if damaged:
         reasons = list(dict.fromkeys(damaged.values()))
         return [
             failure(
                 topic,
                 f"{len(damaged)} of its {len(cache)} scenes cannot be read",
-                f"delete the files named below; {rebuild}",
+                rebuild,
                 *reasons[:_NUM_LISTED],
             )
         ]
     what = f"{len(cache)} scenes of rules {cache.rules}, format version {manifest['version']}"
-    findings = [ok(topic, f"{what}, all {'read' if options.deep else 'files whole'}")]
+    findings = [ok(topic, f"{what}, {'all read' if options.deep else 'all checksums right'}")]
     if cache.failures:
         findings.append(
             warning(
@@ -73,14 +75,14 @@ def scene_cache_findings(folder: Path, options: DoctorOptions) -> list[Finding]:
 
 
 def _damage(cache: SceneCache, options: DoctorOptions) -> dict[str, str]:
-    """Scenes that cannot be read, with the reason: the files' heads and tables, deeply every scene."""
-    damaged = {}
+    """Scenes that cannot be read, with the reason: by their checksums, deeply by reading every one."""
+    damaged = cache.damaged()
+    if not options.deep:
+        return damaged
     tokens = tqdm(cache.tokens, desc=cache.folder.name, unit="scene", disable=not options.show_progress)
     for token in tokens:
         try:
-            cache.fingerprint(token)
-            if options.deep:
-                cache[token]
+            cache[token]
         except DataError as error:
             damaged[token] = str(error)
     return damaged

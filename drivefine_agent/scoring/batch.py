@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from drivefine_agent.errors import DataError, DriveFineError
-from drivefine_agent.scoring.cache_layout import RULES_V1
+from drivefine_agent.errors import DataError, DriveFineError, SceneError
+from drivefine_agent.scoring.cache_layout import NUM_SAMPLES, RULES_V1, rules_of
 from drivefine_agent.scoring.scorer import score_v1_rows
 from drivefine_agent.scoring.scorer_v2 import HumanFilter, Traffic, score_v2_rows
 from drivefine_agent.scoring.types import FloatArray, ScoringScene, ScoringSceneV2, SubScoresV1, SubScoresV2
@@ -39,11 +40,19 @@ Scenes = Mapping[str, ScoringScene] | Callable[[str], ScoringScene]
 
 @dataclass(frozen=True)
 class ScoringRules:
-    """By which rules trajectories are scored; the last two matter to `navsim_v2` only."""
+    """By which rules trajectories are scored; the last two matter to `navsim_v2` only.
+
+    Raises:
+      ValueError: if the name is neither `navsim_v1` nor `navsim_v2`.
+    """
 
     name: str = RULES_V1
     traffic: Traffic = "non_reactive"
     human_penalty_filter: HumanFilter = "true"
+
+    def __post_init__(self) -> None:
+        if self.name not in NUM_SAMPLES:
+            raise ValueError(f"rules must be one of {sorted(NUM_SAMPLES)}, got {self.name!r}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -51,7 +60,16 @@ class ScoringRules:
         return SubScoresV1.names() if self.name == RULES_V1 else SubScoresV2.names()
 
     def score(self, scene: ScoringScene, poses: Rows) -> SceneScores:
-        """Sub-scores of rows (8, 3), NaN in bad ones, and per row the reason."""
+        """Sub-scores of rows (8, 3), NaN in bad ones, and per row the reason.
+
+        Raises:
+          SceneError: if the scene was prepared for other rules.
+        """
+        if rules_of(scene) != self.name:
+            raise SceneError(
+                f"scene '{scene.token}' was prepared for the rules '{rules_of(scene)}', but is to be scored"
+                f" by '{self.name}': give the scenes of a cache with these rules"
+            )
         if self.name == RULES_V1:
             return SceneScores(*score_v1_rows(scene, poses))
         assert isinstance(scene, ScoringSceneV2)
@@ -84,10 +102,9 @@ def score_rows(scenes: Scenes, token: str, poses: Rows, rules: ScoringRules | No
     rules = rules or ScoringRules()
     find = scenes.__getitem__ if isinstance(scenes, Mapping) else scenes
     try:
-        scene = find(token)
+        return rules.score(find(token), poses)
     except (DriveFineError, KeyError) as error:
         return rules.unknown(len(poses), str(error.args[0]) if error.args else str(error))
-    return rules.score(scene, poses)
 
 
 def score_many(
@@ -165,20 +182,23 @@ def _results(
             yield task, _score_task(scenes, rules, task)
         return
     pool: Executor
-    futures: dict[Future[list[SceneScores]], _Task]
+    work: Callable[[_Task], list[SceneScores]]
     if kind == "threads":
-        pool = ThreadPoolExecutor(num_workers)
-        futures = {pool.submit(_score_task, scenes, rules, task): task for task in tasks}
+        pool, work = ThreadPoolExecutor(num_workers), partial(_score_task, scenes, rules)
     else:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(min(num_workers, len(tasks)), context, _start_worker, (scenes, rules))
-        futures = {pool.submit(_score_in_worker, task): task for task in tasks}
+        work = _score_in_worker
+    futures: dict[Future[list[SceneScores]], _Task] = {}
     with pool:
         try:
+            for task in tasks:  # a process may die before all are handed in
+                futures[pool.submit(work, task)] = task
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             open_tasks = [task for future, task in futures.items() if not future.done() or future.exception()]
+            open_tasks += tasks[len(futures) :]
             raise DataError(
                 "a scoring process died (killed, or out of memory) while scenes such as"
                 f" '{open_tasks[0][0].token}' were scored: try again, with fewer num_workers"

@@ -114,6 +114,14 @@ class SceneCache(Mapping[str, ScoringScene]):
         """All tokens, in the order of logs and time stamps."""
         return self._pack.tokens
 
+    def damaged(self) -> dict[str, str]:
+        """Scenes with a wrong checksum, with the reason; reads the whole file, but decodes no scene.
+
+        Raises:
+          DataError: if tables that scenes share are damaged.
+        """
+        return self._pack.damaged()
+
     @property
     def failures(self) -> Mapping[str, str]:
         """Scenes that could not be prepared, with the reason."""
@@ -159,7 +167,8 @@ def finish_cache(
 ) -> None:
     """Join the parts of a cache, and list the scenes that failed.
 
-    Where a token occurs twice, the newest part counts.
+    Where a token occurs twice, the newest part counts. A scene that failed is not in the cache, even where an
+    older part has it: that was made from other data, or is damaged.
 
     Raises:
       DataError: if a file is damaged, foreign or of other rules.
@@ -169,14 +178,15 @@ def finish_cache(
     for pack in packs:
         if pack.rules != rules:
             raise DataError(f"a scene cache of rules '{rules}' holds scenes of '{pack.rules}': {pack.path}")
-    owner = {token: pack for pack in packs for token in pack.tokens}
-    if [path.name for path in paths] != [PACK_NAME]:
+    held = {token: pack for pack in packs for token in pack.tokens}
+    owner = {token: pack for token, pack in held.items() if token not in failures}
+    if [path.name for path in paths] != [PACK_NAME] or len(owner) < len(held):
         _join(folder / PACK_NAME, owner, rules, show_progress)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "rules": rules,
-        "failures": {token: reason for token, reason in failures.items() if token not in owner},
+        "failures": dict(failures),
     }
     with atomic_file(folder / MANIFEST_NAME) as file:
         file.write(json.dumps(manifest, indent=1).encode())

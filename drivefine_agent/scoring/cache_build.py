@@ -345,7 +345,9 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
 
 
 def _state(folder: Path, rules: str) -> tuple[dict[str, int | None], dict[str, str]]:
-    """Fingerprints of a folder's scenes, and scenes that failed before; damaged files of ours are removed.
+    """Fingerprints of a folder's whole scenes, and scenes that failed before or are damaged, with the reason.
+
+    Files of ours whose head or tables are damaged are removed.
 
     Raises:
       DataError: if the folder holds a foreign file under the name of a pack or manifest, another version, or
@@ -357,10 +359,20 @@ def _state(folder: Path, rules: str) -> tuple[dict[str, int | None], dict[str, s
     fingerprints: dict[str, int | None] = {}
     for path in packs_of(folder):
         try:
-            fingerprints.update(Pack(path).fingerprints)
+            pack = Pack(path)
+            damaged = pack.damaged()
         except DamagedPackError as error:
             tqdm.write(f"building again what was in a damaged file ({error})")
             path.unlink()
+            continue
+        for token, fingerprint in pack.fingerprints.items():  # the newest file counts
+            if token in damaged:
+                tqdm.write(f"not used: {damaged[token]}")
+                failures[token] = damaged[token]
+                fingerprints.pop(token, None)
+            else:
+                failures.pop(token, None)
+                fingerprints[token] = fingerprint
     return fingerprints, failures
 
 

@@ -44,7 +44,10 @@ _HEADER = struct.Struct("<8sII QQQ II")  # _Header, the checksum of the meta tex
 _HEADER_SIZE = 64
 _ALIGNMENT = 8
 _NO_FINGERPRINT = -1
-_REBUILD = "delete the file and run tools/build_scene_cache.py again, which rebuilds only what is missing"
+_REBUILD = (
+    "run tools/build_scene_cache.py again for the splits of this cache, which prepares the damaged and"
+    " missing scenes again (all of a file whose head or tables are damaged)"
+)
 
 
 class DamagedPackError(DataError):
@@ -262,6 +265,25 @@ class Pack:
                 f"scene '{token}' in the scene cache is damaged (wrong checksum): {self.path}; {_REBUILD}"
             )
         return blob
+
+    def damaged(self) -> dict[str, str]:
+        """Scenes with a wrong checksum, with the reason; reads the whole file, but decodes no scene.
+
+        Raises:
+          DamagedPackError: if roads, which scenes share, are damaged.
+        """
+        try:
+            self.shared.roads.lines.check()
+            self.shared.roads.paths.check()
+        except zlib.error as error:
+            raise self._damaged_tables() from error
+        reasons = {}
+        for token in self.tokens:
+            try:
+                self.blob(token)
+            except DamagedPackError as error:
+                reasons[token] = str(error)
+        return reasons
 
     def _row(self, token: str) -> int | None:
         key = np.bytes_(token.encode())

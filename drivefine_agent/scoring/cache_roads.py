@@ -125,6 +125,11 @@ class PieceReader:
             self._inflate(int(block))
         return _take(self._vertices, self._starts, rows)
 
+    def check(self) -> None:
+        """Look at the checksums of all blocks; raises zlib.error if one is damaged."""
+        for start, stop in pairwise(self._block_offsets.tolist()):
+            inflate(self._blocks[start:stop])
+
     def _inflate(self, block: int) -> None:
         first, last = self._first_of_block[block : block + 2]
         pieces = slice(*np.searchsorted(self._starts, [first, last]))

@@ -30,6 +30,7 @@ TIE_TOLERANCE_M = 1e-6
 _UNDECIDED = 2
 _WINDOW_STEP = 4
 _WINDOW_SAMPLES = 16  # enough for sixteen states, or for four with looks ahead up to 0.9 s
+FITTING_LOOKS_AHEAD = ((0,), (0, 3, 6, 9))
 _EGO_RADIUS_M = math.hypot(HALF_LENGTH_M, HALF_WIDTH_M)
 
 
@@ -89,12 +90,17 @@ def first_contacts(
       points: (P, S, 5, 2) corners and centre of the ego in these states (or more of them).
       tracks: the other road users; sample t belongs to state t.
       ignored: (K,) tracks that never count.
-      looks_ahead: F times ahead, in samples.
+      looks_ahead: F times ahead, in samples; one of FITTING_LOOKS_AHEAD.
       min_speed_mps: slower states are passed over.
 
     Returns:
       (P, K) state x F + position of the look ahead, -1 without a contact.
+
+    Raises:
+      ValueError: if the windows of time do not fit the looks ahead.
     """
+    if looks_ahead not in FITTING_LOOKS_AHEAD:
+        raise ValueError(f"looks_ahead must be one of {FITTING_LOOKS_AHEAD}, got {looks_ahead}")
     state_array, point_array = kernel_input(states), kernel_input(points)
     exists = kernel_input(tracks.exists, np.bool_)
     never = np.zeros(exists.shape[1]) if ignored is None else ignored

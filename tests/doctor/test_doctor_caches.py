@@ -85,13 +85,16 @@ def test_a_truncated_cache_is_damaged(cache: Path, dataset: Path) -> None:
     assert "tools/build_scene_cache.py" in found.remedy
 
 
-def test_a_flipped_bit_is_found_by_a_deep_look(cache: Path) -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_flipped_bit_is_found(cache: Path, deep: bool) -> None:
     path = scene_file(cache)
     content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1  # within the scenes, not in a table
+    content[200] ^= 1  # within the first scene, not in a table
     path.write_bytes(content)
-    options = DoctorOptions(environment={}, caches=(cache,), deep=True)
-    assert finding(run_one("caches", options), str(cache)).status is Status.FAILURE
+    options = DoctorOptions(environment={}, caches=(cache,), deep=deep)
+    found = finding(run_one("caches", options), str(cache))
+    assert found.status is Status.FAILURE
+    assert found.seen == "1 of its 8 scenes cannot be read"
 
 
 def test_another_format_version_is_named(cache: Path, dataset: Path) -> None:

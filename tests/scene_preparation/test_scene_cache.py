@@ -337,6 +337,49 @@ def test_scenes_that_fail_are_listed_and_cost_no_other(
     assert SceneCache(tmp_path).failures == {}
 
 
+def test_a_scene_whose_rebuild_fails_is_not_served_from_old_data(
+    navsim_mini: Path, windows: list[SceneWindow], tmp_path: Path
+) -> None:
+    maps_root = navsim_mini / "maps"
+    refs = scene_refs(windows[:3], maps_root)
+    build_scene_cache(refs, maps_root, tmp_path)
+    changed = replace(refs[1], num_future_frames=6, fingerprint=refs[1].fingerprint ^ 1)
+    result = build_scene_cache([refs[0], changed, refs[2]], maps_root, tmp_path)
+    assert (result.num_built, result.num_kept, list(result.failures)) == (0, 2, [refs[1].token])
+    cache = SceneCache(tmp_path)
+    assert set(cache.tokens) == {refs[0].token, refs[2].token}
+    assert "10 future frames" in cache.failures[refs[1].token]
+    with pytest.raises(KeyError, match=r"could not be prepared: .*10 future frames"):
+        cache[refs[1].token]
+    build_scene_cache(refs, maps_root, tmp_path)
+    assert set(SceneCache(tmp_path).tokens) == {ref.token for ref in refs}
+
+
+def test_a_rebuild_repairs_just_the_damaged_scene(
+    navsim_mini: Path, windows: list[SceneWindow], scenes: list[ScoringScene], tmp_path: Path
+) -> None:
+    maps_root = navsim_mini / "maps"
+    refs = scene_refs(windows[:3], maps_root)
+    build_scene_cache(refs[:2], maps_root, tmp_path)
+    whole = pack_of(tmp_path).read_bytes()
+    first = SceneCache(tmp_path).tokens[0]
+    flip_byte(pack_of(tmp_path), 200)  # in the first scene, see above
+    result = build_scene_cache(refs[:2], maps_root, tmp_path)
+    assert (result.num_built, result.num_kept, dict(result.failures)) == (1, 1, {})
+    assert pack_of(tmp_path).read_bytes() == whole
+    # Others can be added; the damaged scene is then told as one that the cache lacks.
+    flip_byte(pack_of(tmp_path), 200)
+    build_scene_cache(refs[2:], maps_root, tmp_path)
+    cache = SceneCache(tmp_path)
+    assert set(cache.tokens) == {ref.token for ref in refs} - {first}
+    assert "damaged" in cache.failures[first]
+    # Shared roads that are damaged cost the file.
+    flip_bytes_of_table(tmp_path, "roads.lines.blocks")
+    result = build_scene_cache(refs, maps_root, tmp_path)
+    assert (result.num_built, result.num_kept) == (3, 0)
+    assert SceneCache(tmp_path).failures == {}
+
+
 def _build(navsim_mini: str, folder: str) -> None:
     """Body of a process that builds a cache with two workers."""
     root = Path(navsim_mini)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,39 @@ def test_a_bad_scene_or_row_costs_no_other_its_score(caches: dict[str, SceneCach
     whole = score_many(cache, poses)
     assert bits(results, first) == bits(whole, first)
     assert np.isnan(results[second].scores.ego_progress).tolist() == [i == 1 for i in range(len(bad))]
+
+
+@pytest.mark.parametrize(("asked", "held"), [(RULES_V2, RULES_V1), (RULES_V1, RULES_V2)])
+def test_a_scene_of_other_rules_costs_no_other_its_score(
+    caches: dict[str, SceneCache], asked: str, held: str
+) -> None:
+    good, bad = list(caches[asked])[1:3]
+    scenes = {good: caches[asked][good], bad: caches[held][bad]}
+    poses = {token: scenes[good].human_poses[None] for token in scenes}
+    results = score_many(scenes, poses, ScoringRules(asked))
+    assert results[good].errors == [None]
+    assert f"prepared for the rules '{held}', but is to be scored by '{asked}'" in results[bad].errors[0]
+    assert np.isnan(results[bad].scores.ego_progress).all()
+    with pytest.raises(ValueError, match=r"navsim_v1.*navsim_v2.*got 'navsim_v3'"):
+        ScoringRules("navsim_v3")
+
+
+class DyingPool(ProcessPoolExecutor):
+    """Its processes die as soon as they have work."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        future = super().submit(*args, **kwargs)
+        for process in self._processes.values():
+            process.kill()
+        wait([future])
+        return future
+
+
+def test_a_worker_that_dies_while_work_is_handed_in_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "ROWS_PER_TASK", 1)
+    monkeypatch.setattr(batch, "ProcessPoolExecutor", DyingPool)
+    with pytest.raises(DataError, match=r"a scoring process died .* such as 'a'"):
+        score_many({}, {"a": np.zeros((2, 8, 3))}, num_workers=2, kind="processes")
 
 
 class DeadlyScenes(dict[str, ScoringScene]):

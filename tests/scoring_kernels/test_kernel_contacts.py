@@ -97,6 +97,12 @@ def test_first_contacts_equal_those_of_a_search_through_all_of_shapelys_contacts
     np.testing.assert_array_equal(some, np.where(ignored, -1, expected))
 
 
+def test_looks_ahead_that_do_not_fit_are_refused():
+    states, points = ego_boxes(*ORIGIN[:, None], 0.0)
+    with pytest.raises(ValueError, match=r"looks_ahead must be one of .*got \(0, 9\)"):
+        first_contacts(states, points, boxes_at(np.zeros((1, 4, 2))), None, (0, 9))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_bumper_contacts_equal_shapelys(seed):
     rng = np.random.default_rng(100 + seed)
