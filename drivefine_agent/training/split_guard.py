@@ -272,6 +272,8 @@ def _known_test_splits(folders: Sequence[Path]) -> tuple[dict[str, _Known], list
 def _test_data(samples: Samples, known: Mapping[str, _Known], paths: DatasetPaths | None) -> dict[str, str]:
     """Test split -> what it has to do with the samples; the one that matters most first."""
     own = _own_reason(samples)
+    if not samples.tokens and not samples.logs:
+        own = own or "may be test data: neither tokens nor <log>/CAM_F0 folders, so it cannot be compared"
     shared = {
         name: (len(samples.tokens & split.tokens), len(samples.logs & split.logs))
         for name, split in known.items()
