@@ -150,7 +150,7 @@ def trajectory_record(
 def question_record(
     number: int, image: str, turns: Iterable[Turn], token: str | None = None
 ) -> dict[str, Any]:
-    """A line of a QA set; the first question is marked with the image's place; `token` of the NAVSIM sample."""
+    """A line of a QA set, its first question marked with the image's place; `token` of the sample."""
     messages = _messages(turns)
     messages[0]["value"] = f"{IMAGE_MARK}\n{messages[0]['value']}"
     known = {} if token is None else {"token": token}

@@ -46,7 +46,7 @@ class SourceFile:
 
     @property
     def seen(self) -> Samples:
-        """Which scenes these are: tokens where lines have them; logs by the images' folders, prefix included."""
+        """Which scenes these are: tokens where lines have them; logs by the images' folders."""
         tokens = frozenset(token for token in self.file.tokens if token is not None)
         parts = (PurePosixPath(image).parts for image in self.file.images)
         logs = frozenset(folders[-3] for folders in parts if len(folders) >= 3)  # <log>/CAM_F0/<name>.jpg
