@@ -97,11 +97,13 @@ class Samples:
         """Those of several sources, the names joined."""
         if len(sources) == 1:
             return sources[0]
+        tokens = frozenset(token for samples in sources for token in samples.tokens)
+        num_left_out = sum(samples.num_listed - len(samples.tokens) for samples in sources)  # by max_scenes
         return cls(
             " + ".join(samples.name for samples in sources),
-            frozenset(token for samples in sources for token in samples.tokens),
+            tokens,
             frozenset(log for samples in sources for log in samples.logs),
-            num_listed=sum(samples.num_listed for samples in sources),
+            num_listed=len(tokens) + num_left_out,
         )
 
 
