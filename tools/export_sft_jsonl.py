@@ -43,7 +43,7 @@ def records(scenes: SplitScenes, content: str, prompt_type: str) -> Iterator[dic
     for number, window in enumerate(tqdm(scenes.windows, desc="Writing", unit="scene")):
         image = window.current.cameras[FRONT_CAMERA].data_path
         if content == "questions":
-            yield question_record(number, image, scene_turns(window))
+            yield question_record(number, image, scene_turns(window), window.token)
             continue
         observation = observation_from_window(window, placeholder)
         has_dynamics = prompt_type == "vel_and_acc"

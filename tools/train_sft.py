@@ -1,7 +1,7 @@
 """Supervised training of DriveFine: the generator, then the refiner's warm start.
 
-    python tools/train_sft.py dataset_root=DATASET experiment_name=sft          # tiny model, CPU python
-    tools/train_sft.py dataset_root=DATASET model.preset=debug generator.num_epochs=2     # seconds, for tests
+    python tools/train_sft.py dataset_root=DATASET experiment_name=sft          # tiny model, CPU
+    python tools/train_sft.py dataset_root=DATASET model.preset=debug generator.num_epochs=2    # seconds
     python tools/train_sft.py dataset_root=DATASET generator.num_epochs=30 refiner.num_epochs=0
 
 0. Perception, for models from scratch only: the vision tower learns a bird's-eye grid, in place of the

@@ -147,11 +147,14 @@ def trajectory_record(
     return {"id": number, "image": [image], "token": token, "conversations": [system, *_messages([turn])]}
 
 
-def question_record(number: int, image: str, turns: Iterable[Turn]) -> dict[str, Any]:
-    """A line of a QA set; the first question is marked with the image's place."""
+def question_record(
+    number: int, image: str, turns: Iterable[Turn], token: str | None = None
+) -> dict[str, Any]:
+    """A line of a QA set, its first question marked with the image's place; `token` of the sample."""
     messages = _messages(turns)
     messages[0]["value"] = f"{IMAGE_MARK}\n{messages[0]['value']}"
-    return {"id": number, "image": [image], "conversations": messages}
+    known = {} if token is None else {"token": token}
+    return {"id": number, "image": [image], **known, "conversations": messages}
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:

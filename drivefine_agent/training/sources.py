@@ -46,9 +46,9 @@ class SourceFile:
 
     @property
     def seen(self) -> Samples:
-        """Which scenes these are: tokens, or images where the file has none; logs by the images' folders."""
-        tokens = frozenset(token or path for token, path in zip(self.file.tokens, self.paths, strict=True))
-        parts = (PurePosixPath(path).parts for path in self.paths)
+        """Which scenes these are: tokens where lines have them; logs by the images' folders."""
+        tokens = frozenset(token for token in self.file.tokens if token is not None)
+        parts = (PurePosixPath(image).parts for image in self.file.images)
         logs = frozenset(folders[-3] for folders in parts if len(folders) >= 3)  # <log>/CAM_F0/<name>.jpg
         return Samples(self.file.path.name, tokens, logs, num_listed=len(tokens))
 

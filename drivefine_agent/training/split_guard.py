@@ -97,11 +97,13 @@ class Samples:
         """Those of several sources, the names joined."""
         if len(sources) == 1:
             return sources[0]
+        tokens = frozenset(token for samples in sources for token in samples.tokens)
+        num_left_out = sum(samples.num_listed - len(samples.tokens) for samples in sources)  # by max_scenes
         return cls(
             " + ".join(samples.name for samples in sources),
-            frozenset(token for samples in sources for token in samples.tokens),
+            tokens,
             frozenset(log for samples in sources for log in samples.logs),
-            num_listed=sum(samples.num_listed for samples in sources),
+            num_listed=len(tokens) + num_left_out,
         )
 
 
@@ -272,6 +274,8 @@ def _known_test_splits(folders: Sequence[Path]) -> tuple[dict[str, _Known], list
 def _test_data(samples: Samples, known: Mapping[str, _Known], paths: DatasetPaths | None) -> dict[str, str]:
     """Test split -> what it has to do with the samples; the one that matters most first."""
     own = _own_reason(samples)
+    if not samples.tokens and not samples.logs:
+        own = own or "may be test data: neither tokens nor <log>/CAM_F0 folders, so it cannot be compared"
     shared = {
         name: (len(samples.tokens & split.tokens), len(samples.logs & split.logs))
         for name, split in known.items()

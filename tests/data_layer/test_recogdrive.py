@@ -169,3 +169,9 @@ def test_image_paths_stay_below_their_root() -> None:
         relative_image(path, "/other", "")
     with pytest.raises(DataError, match="below the image root"):
         relative_image("../a.jpg", None, "")
+
+
+def test_question_record_names_its_sample(tmp_path):
+    file = tmp_path / "qa.jsonl"
+    write_records(file, [question_record(0, "a.jpg", [Turn("What?", "A car.")], "token0")])
+    assert ConversationFile(file, show_progress=False).tokens == ("token0",)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from model_side_helpers import make_inputs, make_model, random_actions
+from tiny_models import make_inputs, make_model, random_actions
 from torch import Tensor
 
 from drivefine_agent.actions import MASKED

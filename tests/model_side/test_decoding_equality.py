@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from model_side_helpers import make_inputs, make_model
+from tiny_models import make_inputs, make_model
 from torch import Tensor
 
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode, read_out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from model_side_helpers import make_inputs, make_model, random_actions
+from tiny_models import make_inputs, make_model, random_actions
 
 from drivefine_agent.diffusion.losses import answer_cross_entropy
 from drivefine_agent.model.config import DriveFineConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_helpers import TWIN, llada_tokenizer, save_twin_tokenizer, tool, twin_config, write_hollow
+from foreign_checkpoints import TWIN, llada_tokenizer, save_twin_tokenizer, tool, twin_config, write_hollow
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SiglipConfig, SiglipModel

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_helpers import TWIN, TWIN_TEXT_ROWS, save_twin_tokenizer, tool, twin_config
+from foreign_checkpoints import TWIN, TWIN_TEXT_ROWS, save_twin_tokenizer, tool, twin_config
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_side_helpers import make_inputs, make_model
+from tiny_models import make_inputs, make_model
 
 from drivefine_agent.actions import MASKED
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_helpers import LLADA_IDS, llada_tokenizer, make_tokenizer
+from foreign_checkpoints import LLADA_IDS, llada_tokenizer, make_tokenizer
 
 from drivefine_agent.data.types import Observation
 from drivefine_agent.errors import DataError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_side_helpers import make_inputs, make_model
+from tiny_models import make_inputs, make_model
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from drivefine_agent.actions import ActionSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_side_helpers import make_inputs, make_model, random_actions
+from tiny_models import make_inputs, make_model, random_actions
 
 from drivefine_agent.answer import AnswerLogits
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode

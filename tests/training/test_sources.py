@@ -227,5 +227,6 @@ def test_files_are_compared_with_test_data_too(
     data = check_sources(seen[1:], elsewhere, nowhere, config).training_data("sft")
     assert data.split == "trajectories.jsonl + questions.jsonl"
     assert data.test_data == {}
-    # The trajectories are the split's scenes again; the questions name images.
-    assert data.num_tokens == 2 * len(split.tokens)
+    # Trajectories and questions are of the split's scenes, each counted once; nothing was left out.
+    assert data.num_tokens == data.num_split_tokens == len(split.tokens)
+    assert not any(data.left_out.values())

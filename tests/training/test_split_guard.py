@@ -18,7 +18,7 @@ from drivefine_agent.data.splits import Split, load_log_lists, load_split
 from drivefine_agent.errors import DataError
 from drivefine_agent.provenance import describe_size
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
-from drivefine_agent.training.split_guard import check_splits
+from drivefine_agent.training.split_guard import Samples, check_sources, check_splits
 
 SPLIT = "synth_one_stage"  # 24 samples, 6 of each of 4 logs, in the folder `test`
 
@@ -271,3 +271,16 @@ def test_lists_of_logs_that_overlap_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lists.yaml").write_text("train_logs: [a, b]\nval_logs: [b]\n")
     with pytest.raises(DataError, match="must not overlap, got 'b' in both"):
         load_log_lists(tmp_path / "lists.yaml")
+
+
+def test_a_file_that_names_neither_tokens_nor_logs_is_refused(tmp_path: Path) -> None:
+    unknown = Samples("qa.jsonl", frozenset(), frozenset())
+    with pytest.raises(DataError, match="cannot be compared"):
+        check_sources([unknown], None, DatasetPaths.from_root(tmp_path), Consent())
+
+
+def test_scenes_of_two_sources_are_counted_once() -> None:
+    split = Samples("navtrain", frozenset("abc"), frozenset({"log"}), num_listed=5)  # two by max_scenes
+    file = Samples("qa.jsonl", frozenset("abc"), frozenset({"log"}), num_listed=3)
+    both = Samples.union([split, file])
+    assert (len(both.tokens), both.num_listed) == (3, 5)
