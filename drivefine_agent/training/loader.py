@@ -78,6 +78,8 @@ class StepBatches(Dataset[list[Part]]):
             sampler=range(start, stop),
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers > 0 else None,
+            # Forked workers share the memory-mapped arrays; sent to them, all images would be copied.
+            multiprocessing_context="fork" if num_workers > 0 else None,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # of the workers' seeds, which nothing here uses
         )
