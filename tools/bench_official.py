@@ -68,6 +68,7 @@ def main(request_path: str, response_path: str) -> None:
         gc.enable()  # NAVSIM's planner switches it off
         start = time.perf_counter()
         with lzma.open(str(entry.file_name), "rb") as file:
+            # Written a moment ago by this very process; NAVSIM itself reads it this way.
             metric_cache = pickle.load(file)
         load_s = time.perf_counter() - start
         score_s, scores = [], []

@@ -109,6 +109,7 @@ class PackWriter:
         try:
             if error_type is None:
                 self._finish()
+        # Whatever ends the last writes, an interrupt too, must remove the temporary file; it is raised again.
         except BaseException:
             self._manager.__exit__(*sys.exc_info())
             raise
