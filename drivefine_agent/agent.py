@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from drivefine_agent.features import (
 )
 from drivefine_agent.loaded_planners import shared_planner
 from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName
-from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.config import DecoderName, DriveFineConfig
 from drivefine_agent.model.quantization import QUANTIZATIONS, QuantizationName
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.navsim_api import (
@@ -88,6 +88,19 @@ def load_prompts(folder: Path) -> PromptBuilder:
     return PromptBuilder(config, TextTokenizer.from_file(folder))
 
 
+def check_decoder(config: DriveFineConfig, wanted: DecoderName, folder: Path) -> None:
+    """Keep a baseline's weights from being evaluated under another name.
+
+    Raises:
+      DataError: the model was trained for another decoder.
+    """
+    if config.decoder_type != wanted:
+        raise DataError(
+            f"the model in {folder} was trained with model.decoder={config.decoder_type}, the agent wants "
+            f"{wanted}: choose the agent of the same name (masked: agent=drivefine)"
+        )
+
+
 class DriveFineAgent(AbstractAgent):
     """Masked-diffusion planner with refinement. See the module's doc-string."""
 
@@ -113,6 +126,7 @@ class DriveFineAgent(AbstractAgent):
         blank_image: bool = False,
         strict: bool = False,
         seed: int = 0,
+        decoder: DecoderName = "masked",
         objective: ObjectiveName = "generator",
         optimizer: Mapping[str, Any] | None = None,
         label_smoothing_bins: float = 0.0,
@@ -139,6 +153,7 @@ class DriveFineAgent(AbstractAgent):
           blank_image: plan without looking: the image is replaced by grey.
           strict: raise where the agent would otherwise fall back on constant velocity.
           seed: of sampling, of the training masks and of random initial weights.
+          decoder: what the checkpoint must be: `masked` (DriveFine), or the baseline `autoregressive`.
           objective: what NAVSIM's training script trains, `generator` or `refiner`.
           optimizer: fields of training.optimization.OptimizerConfig, for NAVSIM's training script.
           label_smoothing_bins: width of the training targets [bins], for NAVSIM's training script.
@@ -173,6 +188,12 @@ class DriveFineAgent(AbstractAgent):
         self._blank_image = blank_image
         self._strict = strict
         self._seed = seed
+        if decoder not in ("masked", "autoregressive") or (decoder != "masked" and refine):
+            raise ValueError(
+                "decoder must be masked, or autoregressive with refine=false (it has no refinement expert), "
+                f"got {decoder!r} and refine={refine}"
+            )
+        self._decoder: DecoderName = decoder
         self._objective = objective
         self._optimizer = dict(optimizer or {})
         self._label_smoothing_bins = label_smoothing_bins
@@ -184,6 +205,8 @@ class DriveFineAgent(AbstractAgent):
     def name(self) -> str:
         """Name for tables and reports."""
         name = "drivefine" if self._options.refine else "drivefine_unrefined"
+        if self._decoder != "masked":
+            name = self._decoder
         return name if self._options.num_samples == 1 else f"{name}_best_of_{self._options.num_samples}"
 
     # -------------------------------------------------------------------------------- what NAVSIM calls
@@ -296,7 +319,7 @@ class DriveFineAgent(AbstractAgent):
             if start is not None:
                 planner = Planner.from_pretrained(start)
             elif self._preset is not None:
-                planner = build_planner(self._preset, self._seed)
+                planner = build_planner(replace(self._preset, decoder=self._decoder), self._seed)
             else:
                 raise DataError(
                     "training needs weights to start from: give agent.checkpoint_path, or agent.preset=tiny"
@@ -357,6 +380,7 @@ class DriveFineAgent(AbstractAgent):
                 self._quantization,
                 self._compile,
             )
+            check_decoder(self._planner.model.config, self._decoder, self._folder())
         return self._planner
 
     def _selected(self, result: PlanResult) -> dict[str, NDArray[np.float64]]:

@@ -15,7 +15,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("data",),
     ("actions", "answer", "provenance"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),
-    ("prompt",),
+    ("prompt", "autoregressive"),
     ("planner",),
     ("navsim_api",),
     ("navsim_inputs",),
@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
 SIBLING_EXCEPTIONS = {
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
-ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "planner"}
+ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "autoregressive", "planner"}
 AGENTS = {
     "navsim_api",
     "navsim_inputs",

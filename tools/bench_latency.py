@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drivefine_agent.baselines.autoregressive import decode_autoregressively
+from drivefine_agent.autoregressive import decode_autoregressively
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode, read_out
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.attention import ATTENTIONS
@@ -238,7 +238,7 @@ def measure(
         return refine_uncached(visual, denoise_uncached(visual, s))
 
     def autoregressive() -> Tensor:
-        return decode_autoregressively(model, prefill(model.encode_images(tiles))[1])
+        return decode_autoregressively(model, prefill(model.encode_images(tiles))[1], DecodingOptions())
 
     prompt_tokens, parameters = prompt.length, count_parameters(model)["total"]
 
@@ -262,7 +262,7 @@ def measure(
             rows.append(row("cached", s, prefill_ms, decode_ms, refine_ms, lambda s=s: cached(s)))
     if "autoregressive" in methods:
         prefill_ms = clock.median_ms(lambda: prefill(visual))
-        decode_ms = clock.median_ms(lambda: decode_autoregressively(model, prompt))
+        decode_ms = clock.median_ms(lambda: decode_autoregressively(model, prompt, DecodingOptions()))
         rows.append(row("autoregressive", 24, prefill_ms, decode_ms, 0.0, autoregressive))
     if "uncached" in methods:
         refine_ms = clock.median_ms(lambda: refine_uncached(visual, answer)) if can_refine else 0.0

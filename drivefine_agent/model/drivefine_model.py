@@ -81,6 +81,11 @@ class DriveFineModel(PreTrainedModel):
         self.vision.tower.post_layernorm.requires_grad_(False)
         self.heads.lm_head.requires_grad_(not self.config.slot_restricted)
 
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether a slot is predicted from the slots before it, `actions` in the answer's place."""
+        return self.config.decoder_type == "autoregressive"
+
     def encode_images(self, tiles: Tensor) -> Tensor:
         """(B, num_visual_tokens, D) of (B, T, S, S, 3) uint8 tiles; reusable while vision is frozen."""
         expected = (self.config.tiles.num_tiles, self.config.tiles.size_px, self.config.tiles.size_px, 3)
@@ -180,7 +185,8 @@ class DriveFineModel(PreTrainedModel):
 
         Args:
           prompt: from `append_instruction` or `prefill`; its expert answers.
-          actions: (B, R, L) action ids, `MASKED` where the slot holds the mask token.
+          actions: (B, R, L) action ids, `MASKED` where the slot holds the mask token. An autoregressive model
+            reads the complete answer and gives each slot's logits given the slots before it.
           scored_row: (B, N, L) optional: R = N J rows are N answers of J rows each, and slot l of answer n is
             only wanted from its row `scored_row[b, n, l]` in 0 .. J - 1. Saves the head on the others.
 
@@ -219,9 +225,11 @@ class DriveFineModel(PreTrainedModel):
                 f"got {tuple(actions.shape)}"
             )
         is_refinement = prompt.expert == "refinement"
+        if self.is_autoregressive:
+            actions = shifted(actions)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_refinement):
             embedded = self.embeddings.answer(actions)
-        return self._scored(self.backbone.answer(prompt, embedded), scored_row)
+        return self._scored(self.backbone.answer(prompt, embedded, self.is_autoregressive), scored_row)
 
     def text_logits(
         self, prompt: PromptCache, token_ids: Tensor, scored_row: Tensor | None = None
@@ -291,6 +299,8 @@ class DriveFineModel(PreTrainedModel):
             visual = self.encode_images(tiles)
         context = self.embed_context(context_ids, visual)
         batch_size, num_rows, length = actions.shape
+        if self.is_autoregressive:
+            actions = shifted(actions)
         instruction = self.embeddings(instruction_ids)
         instruction = instruction.expand(batch_size, *instruction.shape[-2:])
         rows = self.embeddings.answer(actions).flatten(1, 2)
@@ -315,11 +325,11 @@ class DriveFineModel(PreTrainedModel):
         )
         row_numbers = torch.zeros_like(segments)
         row_numbers[:, -num_rows * length :] = torch.arange(num_rows, device=device).repeat_interleave(length)
+        mask = segment_mask(segments, row_numbers)
+        if self.is_autoregressive:  # rows lie one after the other, and do not see each other
+            mask[:, -num_rows * length :, -num_rows * length :].tril_()
         hidden = self.backbone.one_pass(
-            torch.cat([context, instruction, rows], dim=1),
-            positions,
-            segment_mask(segments, row_numbers),
-            expert,
+            torch.cat([context, instruction, rows], dim=1), positions, mask, expert
         )
         return self.heads(hidden[:, -num_rows * length :].unflatten(1, (num_rows, length)))
 
@@ -416,6 +426,11 @@ class DriveFineModel(PreTrainedModel):
             for parameter in module.parameters(recurse=False):  # newline and learned places
                 is_visual_place = isinstance(module, VisualProjector) and parameter is module.positions
                 init.normal_(parameter, mean=0.0, std=1.0 if is_visual_place else std)
+
+
+def shifted(actions: Tensor) -> Tensor:
+    """(..., L) the action before each slot; before the first one `MASKED`, whose token starts the answer."""
+    return torch.cat([torch.full_like(actions[..., :1], MASKED), actions[..., :-1]], dim=-1)
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:

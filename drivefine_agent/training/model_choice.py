@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from drivefine_agent.diffusion.decoding import DecodingOptions
-from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.config import DecoderName, DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.planner import Planner
@@ -26,7 +26,14 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
                 f"a checkpoint fixes the model's shape: model.overrides must be empty with model.init_from, "
                 f"got {sorted(choice.overrides)}"
             )
-        return Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
+        planner = Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
+        if choice.decoder in (None, planner.model.config.decoder_type):
+            return planner
+        with torch.random.fork_rng():
+            torch.manual_seed(derived_seed(seed, "initial weights", 0))
+            model = with_decoder(planner.model, choice.decoder)
+        torch.nn.Module.to(model, device)
+        return Planner(model, planner.text_tokenizer)
     if choice.preset == "llada_8b":
         raise ValueError(
             "the 8B model is not trained from random weights: set model.init_from to what "
@@ -39,6 +46,22 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
         model = DriveFineModel(config)
     torch.nn.Module.to(model, device)
     return Planner(model, tokenizer)
+
+
+def with_decoder(model: DriveFineModel, decoder: DecoderName) -> DriveFineModel:
+    """The same vision tower, language model and tables under another decoder.
+
+    A refinement expert stays behind; a diffusion head is new, and a masked model gets no refinement expert.
+    """
+    settings = model.config.to_dict() | {"decoder_type": decoder, "n_refine": 0}
+    made = DriveFineModel(DriveFineConfig.from_dict(settings))
+    torch.nn.Module.to(made, model.dtype)
+    kept, wanted = model.state_dict(), made.state_dict()
+    with torch.no_grad():
+        for name, weight in wanted.items():
+            if not name.startswith("pose_head."):
+                weight.copy_(kept[name])
+    return made
 
 
 def preset_config(choice: ModelChoice) -> DriveFineConfig:
@@ -54,6 +77,9 @@ def preset_config(choice: ModelChoice) -> DriveFineConfig:
     unknown = sorted(set(choice.overrides) - set(preset().to_dict()))
     if unknown:
         raise ValueError(f"model.overrides must name fields of DriveFineConfig, got {unknown}")
-    config = preset(**choice.overrides)
+    overrides = dict(choice.overrides)
+    if choice.decoder not in (None, "masked"):
+        overrides |= {"decoder_type": choice.decoder, "n_refine": 0}
+    config = preset(**overrides)
     config.text_config.vocab_size = max(config.text_config.vocab_size, len(TextTokenizer.tiny()))
     return config

@@ -102,7 +102,8 @@ def generator_loss(
 
     Every demonstration enters `pairs_per_scene` times as a pair of rows: masked on a random set of slots, and
     on all the others. Each slot is predicted once per pair, where it is masked. All rows of a scene share one
-    prompt.
+    prompt. An autoregressive model reads the demonstration itself instead and predicts each slot from those
+    before it (teacher forcing).
 
     Args:
       model: the model.
@@ -115,20 +116,25 @@ def generator_loss(
       label_smoothing_bins: width of the targets [bins].
       train_vision: whether tower and projector get a gradient.
     """
-    pairs = draw_pairs(batch.actions, pairs_per_scene, noise, loss_weight, generator)
     answer = batch.actions[:, None]  # (B, 1, L)
+    rows = answer
+    scored_row: Tensor | None = None
+    weights: Tensor | None = None
+    if not model.is_autoregressive:
+        pairs = draw_pairs(batch.actions, pairs_per_scene, noise, loss_weight, generator)
+        rows, scored_row, weights = mask_actions(answer, pairs.rows), pairs.scored_row, pairs.weights
     with torch.set_grad_enabled(torch.is_grad_enabled() and train_vision):
         visual = visual_of(model, batch)
     logits = model(
         None,
         batch.context_ids,
         predict_ids,
-        mask_actions(answer, pairs.rows),
+        rows,
         context_lengths=batch.context_lengths,
         visual=visual,
-        scored_row=pairs.scored_row,
+        scored_row=scored_row,
     )
-    return answer_cross_entropy(logits, answer, pairs.weights, label_smoothing_bins)
+    return answer_cross_entropy(logits, answer, weights, label_smoothing_bins)
 
 
 def text_loss(
@@ -145,7 +151,7 @@ def text_loss(
     The mean runs over all slots, the end of the turn and what fills the answer up included (`questions.py`).
 
     Args:
-      model: the model; its text head must learn too, see `train_text_head`.
+      model: the model, a masked one; its text head must learn too, see `train_text_head`.
       batch: B questions with answers of L slots.
       answer_ids: (P1,) what closes a question.
       generator: of the masks, on the CPU.
