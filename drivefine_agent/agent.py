@@ -34,7 +34,13 @@ from drivefine_agent.features import (
     TokenizedTrajectoryTargetBuilder,
     trim_contexts,
 )
-from drivefine_agent.loaded_planners import shared_planner
+from drivefine_agent.loaded_planners import (
+    check_decoder,
+    model_device,
+    model_dtype,
+    model_folder,
+    shared_planner,
+)
 from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName
 from drivefine_agent.model.config import DecoderName, DriveFineConfig
 from drivefine_agent.model.quantization import QUANTIZATIONS, QuantizationName
@@ -86,19 +92,6 @@ def load_prompts(folder: Path) -> PromptBuilder:
         )
     config = DriveFineConfig.from_pretrained(folder, local_files_only=True)
     return PromptBuilder(config, TextTokenizer.from_file(folder))
-
-
-def check_decoder(config: DriveFineConfig, wanted: DecoderName, folder: Path) -> None:
-    """Keep a baseline's weights from being evaluated under another name.
-
-    Raises:
-      DataError: the model was trained for another decoder.
-    """
-    if config.decoder_type != wanted:
-        raise DataError(
-            f"the model in {folder} was trained with model.decoder={config.decoder_type}, the agent wants "
-            f"{wanted}: choose the agent of the same name (masked: agent=drivefine)"
-        )
 
 
 class DriveFineAgent(AbstractAgent):
@@ -167,8 +160,8 @@ class DriveFineAgent(AbstractAgent):
             raise ValueError(f"DriveFine plans {NUM_POSES} poses, {POSE_INTERVAL_S} s apart, got {sampling}")
         if selection not in SELECTIONS:
             raise ValueError(f"unknown selection {selection!r}: choose one of {', '.join(SELECTIONS)}")
-        self._device = _device(device)
-        self._dtype = _dtype(dtype, self._device)
+        self._device = model_device(device)
+        self._dtype = model_dtype(dtype, self._device)
         self._checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self._preset = None if preset is None else ModelChoice(preset=preset)  # type: ignore[arg-type]
         self._options = DecodingOptions(
@@ -400,8 +393,7 @@ class DriveFineAgent(AbstractAgent):
                 "DriveFineAgent plans with trained weights: set agent.checkpoint_path to a folder that "
                 "tools/train_sft.py, rl/train_hybrid.py or NAVSIM's run_training.py wrote"
             )
-        inner = self._checkpoint_path / "model"
-        return inner if (inner / "config.json").is_file() else self._checkpoint_path
+        return model_folder(self._checkpoint_path)
 
     def _prompts(self) -> PromptBuilder:
         """Prompt format, without the weights: NAVSIM's feature caching has no use for them."""
@@ -429,22 +421,3 @@ class DriveFineAgent(AbstractAgent):
         except Exception:
             _logger.exception("The speed cannot be read either: DriveFine stands still")
             return constant_velocity_poses(np.zeros(2))
-
-
-def _device(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name; `auto` is bfloat16 on a GPU, else float32.
-
-    Raises:
-      ValueError: torch has no such dtype.
-    """
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype must be auto or a torch dtype such as float32 or bfloat16, got {name!r}")
-    return dtype

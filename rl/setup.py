@@ -22,6 +22,7 @@ from tqdm import tqdm
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
+from drivefine_agent.loaded_planners import model_folder
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import Planner
 from drivefine_agent.provenance import as_record, parent_record
@@ -339,12 +340,6 @@ def begin_run(config: TrainGRPOConfig, stage: str, needs_reference: bool) -> Run
         step=0 if resumed is None else resumed.step,
         num_steps=min(num_steps, config.run.max_steps or num_steps),
     )
-
-
-def model_folder(folder: Path) -> Path:
-    """The model in a folder: itself, or its `model/`, as the agent reads `checkpoint_path`."""
-    inner = folder / "model"
-    return inner if (inner / "config.json").is_file() else folder
 
 
 def parameter_groups(

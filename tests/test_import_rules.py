@@ -15,7 +15,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("data",),
     ("actions", "answer", "provenance"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),
-    ("prompt", "autoregressive"),
+    ("prompt", "autoregressive", "pose_diffusion"),
     ("planner",),
     ("navsim_api",),
     ("navsim_inputs",),
@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
 SIBLING_EXCEPTIONS = {
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
-ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "autoregressive", "planner"}
+ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "autoregressive", "pose_diffusion", "planner"}
 AGENTS = {
     "navsim_api",
     "navsim_inputs",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from drivefine_agent.diffusion.continuous import NUM_TIMES, add_noise, normalise
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode
 from drivefine_agent.diffusion.losses import (
     AnswerLoss,
@@ -56,6 +57,13 @@ class TextLoss(NamedTuple):
     """() to be minimised."""
     nll: Tensor
     """() mean negative log-likelihood per slot [nat], unweighted, detached."""
+
+
+class NoiseLoss(NamedTuple):
+    """Loss of a diffusion head."""
+
+    total: Tensor
+    """() mean squared error of the predicted noise, to be minimised."""
 
 
 class MixedLoss(NamedTuple):
@@ -137,6 +145,39 @@ def generator_loss(
     return answer_cross_entropy(logits, answer, weights, label_smoothing_bins)
 
 
+def noise_loss(
+    model: DriveFineModel,
+    batch: Batch,
+    predict_ids: Tensor,
+    generator: torch.Generator,
+    num_noises: int = 1,
+    train_vision: bool = True,
+    train_language: bool = True,
+) -> NoiseLoss:
+    """The diffusion head's loss: mean squared error of the noise in noised demonstrations (`model.md` 5.4).
+
+    Args:
+      model: with a diffusion head.
+      batch: B scenes.
+      predict_ids: (P1,) instruction.
+      generator: of times and noise, on the CPU.
+      num_noises: N, noised trajectories per scene; they share one prompt.
+      train_vision: whether tower and projector get a gradient.
+      train_language: whether the language model does.
+    """
+    assert batch.status is not None
+    with torch.set_grad_enabled(torch.is_grad_enabled() and train_vision):
+        visual = visual_of(model, batch)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and train_language):
+        prompt = model.prompt_states(batch.context_ids, predict_ids, batch.context_lengths, visual)
+    clean = torch.from_numpy(normalise(batch.poses)).float().to(visual.device)[:, None]  # (B, 1, 8, 3)
+    lead = (len(clean), num_noises)
+    times = torch.randint(NUM_TIMES, lead, generator=generator).to(visual.device)
+    noise = torch.randn(*lead, *clean.shape[2:], generator=generator).to(visual.device)
+    predicted = model.predict_noise(prompt, add_noise(clean, noise, times), times, batch.status)
+    return NoiseLoss(F.mse_loss(predicted, noise))
+
+
 def text_loss(
     model: DriveFineModel,
     batch: TextBatch,
@@ -215,9 +256,21 @@ def sft_loss(
       generator: of the masks, on the CPU.
       config: masking, weights, smoothing.
     """
-    losses: list[AnswerLoss | TextLoss] = []
+    losses: list[AnswerLoss | TextLoss | NoiseLoss] = []
     for part in parts:
-        if isinstance(part, TextBatch):
+        if isinstance(part, Batch) and model.pose_head is not None:
+            losses.append(
+                noise_loss(
+                    model,
+                    part,
+                    instructions.predict,
+                    generator,
+                    config.pairs_per_scene,
+                    config.train_vision,
+                    config.train_language,
+                )
+            )
+        elif isinstance(part, TextBatch):
             losses.append(
                 text_loss(
                     model,
@@ -247,7 +300,7 @@ def sft_loss(
 
 
 def mean_over_examples(
-    parts: Sequence[Batch | TextBatch], losses: Sequence[AnswerLoss | TextLoss]
+    parts: Sequence[Batch | TextBatch], losses: Sequence[AnswerLoss | TextLoss | NoiseLoss]
 ) -> MixedLoss:
     """Joins the losses of a step's parts, each a mean over its own examples."""
     counts = [len(part.context_ids) for part in parts]
@@ -259,6 +312,8 @@ def mean_over_examples(
     for part, loss, count in zip(parts, losses, counts, strict=True):
         if isinstance(loss, TextLoss):
             named = {"text_nll": loss.nll.item()}
+        elif isinstance(loss, NoiseLoss):
+            named = {"noise_mse": loss.total.item()}
         else:
             named = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
         for name, value in named.items():
