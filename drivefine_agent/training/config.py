@@ -146,6 +146,9 @@ class SourceConfig:
     """Folder that a file's image paths are relative to."""
     image_prefix: str | None = None
     """Leading folders of a file's image paths that `image_root` stands for; None: none."""
+    spread_rounding: bool = True
+    """Of trajectories in text: move every number to a random place of the interval that was rounded to it
+    (`driving_text.spread_rounding`), the same one for a line in every run."""
 
     def __post_init__(self) -> None:
         """Checks ranges and what goes together."""
