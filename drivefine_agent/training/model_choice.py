@@ -17,23 +17,26 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
     """A planner around a checkpoint, or around a preset with random weights that follow from the seed.
 
     Raises:
-      ValueError: an override is no field of the model's configuration, or both a checkpoint and overrides are
-        given. DataError: the checkpoint is missing or damaged.
+      ValueError: an override is no field of the model's configuration, or changes more of a checkpoint than
+        the number of refinement blocks. DataError: the checkpoint is missing or damaged.
     """
     if choice.init_from is not None:
-        if choice.overrides:
+        if set(choice.overrides) - {"n_refine"}:
             raise ValueError(
-                f"a checkpoint fixes the model's shape: model.overrides must be empty with model.init_from, "
-                f"got {sorted(choice.overrides)}"
+                "a checkpoint fixes the model's shape: with model.init_from, model.overrides can name "
+                f"n_refine only, got {sorted(choice.overrides)}"
             )
         planner = Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
-        if choice.decoder in (None, planner.model.config.decoder_type):
-            return planner
-        with torch.random.fork_rng():
-            torch.manual_seed(derived_seed(seed, "initial weights", 0))
-            model = with_decoder(planner.model, choice.decoder)
-        torch.nn.Module.to(model, device)
-        return Planner(model, planner.text_tokenizer)
+        config = planner.model.config
+        decoder: DecoderName = choice.decoder or config.decoder_type
+        n_refine = choice.overrides.get("n_refine", config.n_refine)
+        if decoder != config.decoder_type:
+            n_refine = choice.overrides.get("n_refine", 0)
+        if "n_refine" in choice.overrides or decoder != config.decoder_type:
+            with torch.random.fork_rng():
+                torch.manual_seed(derived_seed(seed, "initial weights", 0))
+                planner.model = with_new_parts(planner.model, n_refine, decoder)
+        return Planner(planner.model, planner.text_tokenizer)
     if choice.preset == "llada_8b":
         raise ValueError(
             "the 8B model is not trained from random weights: set model.init_from to what "
@@ -48,20 +51,23 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
     return Planner(model, tokenizer)
 
 
-def with_decoder(model: DriveFineModel, decoder: DecoderName) -> DriveFineModel:
-    """The same vision tower, language model and tables under another decoder.
+def with_new_parts(model: DriveFineModel, n_refine: int, decoder: DecoderName) -> DriveFineModel:
+    """The same vision tower, language model and tables with a new refinement expert, or another decoder.
 
-    A refinement expert stays behind; a diffusion head is new, and a masked model gets no refinement expert.
+    Args:
+      model: stays as it is.
+      n_refine: number of refinement blocks: copies of the model's last blocks, not yet trained.
+      decoder: a diffusion head starts at random.
     """
-    settings = model.config.to_dict() | {"decoder_type": decoder, "n_refine": 0}
+    settings = model.config.to_dict() | {"n_refine": n_refine, "decoder_type": decoder}
     made = DriveFineModel(DriveFineConfig.from_dict(settings))
-    torch.nn.Module.to(made, model.dtype)
-    kept, wanted = model.state_dict(), made.state_dict()
-    with torch.no_grad():
-        for name, weight in wanted.items():
-            if not name.startswith("pose_head."):
-                weight.copy_(kept[name])
-    return made
+    kept, new = model.state_dict(), made.state_dict()
+    made.load_state_dict(
+        {n: new[n] if n.startswith(("backbone.refine_layers.", "pose_head.")) else kept[n] for n in new}
+    )
+    made.backbone.copy_generation_to_refinement()
+    torch.nn.Module.to(made, device=model.device, dtype=model.dtype)
+    return made.eval()
 
 
 def preset_config(choice: ModelChoice) -> DriveFineConfig:
