@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from drivefine_agent.diffusion.decoding import DecodingOptions
-from drivefine_agent.model.config import DecoderName, DriveFineConfig
+from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.seeds import derived_seed
+
+_HEAD_SIZES = {"head_width", "head_blocks", "head_heads"}
 
 
 def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "cpu") -> Planner:
@@ -21,21 +26,21 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
         the number of refinement blocks. DataError: the checkpoint is missing or damaged.
     """
     if choice.init_from is not None:
-        if set(choice.overrides) - {"n_refine"}:
+        is_new_head = choice.decoder == "diffusion_head"
+        if set(choice.overrides) - {"n_refine"} - (_HEAD_SIZES if is_new_head else set()):
             raise ValueError(
                 "a checkpoint fixes the model's shape: with model.init_from, model.overrides can name "
-                f"n_refine only, got {sorted(choice.overrides)}"
+                f"n_refine only, got {sorted(choice.overrides)}, and the head's size with "
+                "model.decoder=diffusion_head"
             )
         planner = Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
-        config = planner.model.config
-        decoder: DecoderName = choice.decoder or config.decoder_type
-        n_refine = choice.overrides.get("n_refine", config.n_refine)
-        if decoder != config.decoder_type:
-            n_refine = choice.overrides.get("n_refine", 0)
-        if "n_refine" in choice.overrides or decoder != config.decoder_type:
+        changes = dict(choice.overrides)
+        if choice.decoder not in (None, planner.model.config.decoder_type):
+            changes = {"n_refine": 0, "decoder_type": choice.decoder} | changes
+        if changes:
             with torch.random.fork_rng():
                 torch.manual_seed(derived_seed(seed, "initial weights", 0))
-                planner.model = with_new_parts(planner.model, n_refine, decoder)
+                planner.model = with_new_parts(planner.model, changes)
         return Planner(planner.model, planner.text_tokenizer)
     if choice.preset == "llada_8b":
         raise ValueError(
@@ -51,16 +56,16 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
     return Planner(model, tokenizer)
 
 
-def with_new_parts(model: DriveFineModel, n_refine: int, decoder: DecoderName) -> DriveFineModel:
-    """The same vision tower, language model and tables with a new refinement expert, or another decoder.
+def with_new_parts(model: DriveFineModel, changes: Mapping[str, Any]) -> DriveFineModel:
+    """The same vision tower, language model and tables with a new refinement expert or another decoder.
+
+    Refinement blocks start as copies of the model's last blocks, a diffusion head at random.
 
     Args:
       model: stays as it is.
-      n_refine: number of refinement blocks: copies of the model's last blocks, not yet trained.
-      decoder: a diffusion head starts at random.
+      changes: n_refine, decoder_type, or the head's size in `DriveFineConfig`.
     """
-    settings = model.config.to_dict() | {"n_refine": n_refine, "decoder_type": decoder}
-    made = DriveFineModel(DriveFineConfig.from_dict(settings))
+    made = DriveFineModel(DriveFineConfig.from_dict(model.config.to_dict() | dict(changes)))
     kept, new = model.state_dict(), made.state_dict()
     made.load_state_dict(
         {n: new[n] if n.startswith(("backbone.refine_layers.", "pose_head.")) else kept[n] for n in new}
