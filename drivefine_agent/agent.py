@@ -109,6 +109,7 @@ class DriveFineAgent(AbstractAgent):
         num_denoising_steps: int = 12,
         schedule: ScheduleName = "cosine",
         temperature: float = 0.0,
+        second_pass: int = 0,
         num_samples: int = 1,
         selection: SelectionName = "first",
         device: str = "auto",
@@ -136,6 +137,7 @@ class DriveFineAgent(AbstractAgent):
           num_denoising_steps: of the generation expert.
           schedule: how many slots are committed in which step.
           temperature: of the generation expert; 0 is greedy.
+          second_pass: slots that the generation expert fills in twice, see `DecodingOptions`; a control.
           num_samples: plans per scene, of which `selection` names the one to drive.
           selection: see `selection.select`.
           device: where the model runs; `auto`: the GPU if there is one.
@@ -169,6 +171,7 @@ class DriveFineAgent(AbstractAgent):
             schedule=schedule,
             temperature=temperature,
             num_samples=num_samples,
+            second_pass=second_pass,
             refine=refine,
         )
         self._selection = selection
@@ -200,6 +203,8 @@ class DriveFineAgent(AbstractAgent):
         name = "drivefine" if self._options.refine else "drivefine_unrefined"
         if self._decoder != "masked":
             name = self._decoder
+        if self._options.second_pass > 0:
+            name = f"{name}_second_pass"
         return name if self._options.num_samples == 1 else f"{name}_best_of_{self._options.num_samples}"
 
     # -------------------------------------------------------------------------------- what NAVSIM calls
