@@ -129,8 +129,8 @@ class PoseBlock(nn.Module):
     def _attend(self, queries: Tensor, keys: Tensor, visible: Tensor | None) -> Tensor:
         """(M, Q, W) of queries (M, Q, W) and keys (M, P, W)."""
         parts = (self.queries(queries), *self.keys_values(keys).chunk(2, dim=-1))
-        heads = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=visible)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.out(attended.transpose(1, 2).flatten(2))
 
 

@@ -228,7 +228,7 @@ def test_mistyped_settings_are_named(debug_settings: dict[str, Any]) -> None:
     [
         ("generator", {"batch_size": "8"}, r"'generator\.batch_size' must be int"),
         ("generator", {"noise": "gaussian"}, r"'generator\.noise' must be one of bernoulli, count"),
-        ("generator", {"num_epochs": 0}, "num_epochs must be at least 1"),
+        ("generator", {"num_epochs": -1}, "num_epochs must be at least 0"),
         ("refiner", {"min_temperature": 2.0}, "min_temperature <= max_temperature"),
         ("model", {"preset": "big"}, r"'model\.preset' must be one of"),
         ("run", {"seed": True}, r"'run\.seed' must be int"),
