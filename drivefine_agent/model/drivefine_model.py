@@ -198,20 +198,10 @@ class DriveFineModel(PreTrainedModel):
         """
         context = self.embed_context(context_ids, visual)
         instruction = self.embeddings(instruction_ids).expand(len(context), -1, -1)
-        device, num_context = context.device, context.shape[1]
-        lengths = torch.full((len(context), 1), num_context, device=device)
-        if context_lengths is not None:
-            lengths = context_lengths[:, None] + num_context - context_ids.shape[1]
-        places = torch.arange(num_context, device=device)[None]
-        instruction_places = lengths + torch.arange(instruction.shape[1], device=device)
-        is_context = places < lengths
-        segments = torch.cat([torch.where(is_context, 0, -1), torch.ones_like(instruction_places)], dim=1)
-        hidden = self.backbone.one_pass(
-            torch.cat([context, instruction], dim=1),
-            torch.cat([places.expand(len(context), -1), instruction_places], dim=1),
-            segment_mask(segments, torch.zeros_like(segments)),
-        )
-        return PromptStates(hidden, None if context_lengths is None else segments >= 0)
+        lengths = context_lengths
+        if lengths is not None:
+            lengths = lengths + context.shape[1] - context_ids.shape[1]
+        return PromptStates(*self.backbone.prompt_states(context, instruction, lengths))
 
     def predict_noise(self, prompt: PromptStates, noisy: Tensor, times: Tensor, status: Tensor) -> Tensor:
         """(B, N, 8, 3) the noise in trajectories, by the diffusion head; arguments as of `PoseHead`.
