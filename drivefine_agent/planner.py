@@ -100,7 +100,7 @@ def plan_tokens(
     with torch.no_grad():
         context = model.encode_context(tiles, context_ids, context_lengths, visual)
         trace = generate(model, context, predict_ids, options, generator, step)
-        if not options.refine or model.config.n_refine == 0:
+        if not options.refine or not model.config.has_refiner:
             return PlanTokens(trace, None)
         logits = refiner_logits(model, context, refine_ids, trace.actions, step)
         return PlanTokens(trace, read_out(logits, options, generator))
@@ -142,6 +142,8 @@ def refiner_logits(
     step: AnswerStep | None = None,
 ) -> AnswerLogits:
     """The refinement expert's 24 distributions for each complete answer (B, N, L), in one step."""
+    if model.mlp_refiner is not None:
+        return model.mlp_refined_logits(anchors)
     prompt = model.append_instruction(context, refine_ids, expert="refinement")
     logits = (step or model.answer_logits)(prompt, anchors)
     assert isinstance(logits, AnswerLogits), "the refinement expert answers in all slots"

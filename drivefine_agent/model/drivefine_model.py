@@ -31,6 +31,7 @@ from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
 from drivefine_agent.model.config import DriveFineConfig, Expert
 from drivefine_agent.model.heads import ActionTable, Embeddings, Heads, OrdinalActionTable
 from drivefine_agent.model.initialisation import ordinal_rows
+from drivefine_agent.model.mlp_refiner import MLPRefiner
 from drivefine_agent.model.perception_head import PerceptionHead
 from drivefine_agent.model.pose_head import PoseHead, PromptStates
 from drivefine_agent.model.vision import VisionEncoder, VisualProjector
@@ -58,6 +59,7 @@ class DriveFineModel(PreTrainedModel):
         self.heads = Heads(config)
         self.perception = PerceptionHead(config) if config.perception_rows > 0 else None
         self.pose_head = PoseHead(config) if config.decoder_type == "diffusion_head" else None
+        self.mlp_refiner = MLPRefiner(config) if config.mlp_refiner_width > 0 else None
         self.post_init()
         self.backbone.copy_generation_to_refinement()
         self._freeze_idle_parameters()
@@ -290,6 +292,18 @@ class DriveFineModel(PreTrainedModel):
         """Lets the text head learn too: for training on answers in words, where it is not idle."""
         self.heads.lm_head.requires_grad_(True)
 
+    def mlp_refined_logits(self, anchors: Tensor) -> AnswerLogits:
+        """What the MLP refiner makes of complete answers (B, R, L); nothing but itself gets a gradient.
+
+        Raises:
+          ValueError: the model has none.
+        """
+        if self.mlp_refiner is None:
+            raise ValueError("this model has no MLP refiner: set mlp_refiner_width")
+        with torch.no_grad():
+            embedded = self.embeddings.answer(anchors)
+        return self.logits_of(self.mlp_refiner(embedded), "refinement")
+
     @staticmethod
     def _scored(hidden: Tensor, scored_row: Tensor | None) -> Tensor:
         """(B, N, L, D) of the rows to score, see `answer_logits`; all rows (B, R, L, D) without them."""
@@ -378,7 +392,8 @@ class DriveFineModel(PreTrainedModel):
         Args:
           part: `vision` (tower), `projector`, `perception` (the auxiliary head; may be empty), `language`
             (text embeddings and head, shared and generation blocks, norm), `action` (both action tables),
-            `refinement` (the refinement expert's blocks), `pose_head` (the diffusion head; may be empty).
+            `refinement` (the refinement expert's blocks, or the MLP refiner), `pose_head` (the diffusion head;
+            may be empty).
 
         Raises:
           ValueError: for an unknown part.
@@ -396,7 +411,7 @@ class DriveFineModel(PreTrainedModel):
                 "heads.lm_head.",
             ),
             "action": ("embeddings.action_embed.", "heads.action_head."),
-            "refinement": ("backbone.refine_layers.",),
+            "refinement": ("backbone.refine_layers.", "mlp_refiner."),
             "pose_head": ("pose_head.",),
         }
         if part not in prefixes:
