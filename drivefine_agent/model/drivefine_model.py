@@ -392,8 +392,8 @@ class DriveFineModel(PreTrainedModel):
         Args:
           part: `vision` (tower), `projector`, `perception` (the auxiliary head; may be empty), `language`
             (text embeddings and head, shared and generation blocks, norm), `action` (both action tables),
-            `refinement` (the refinement expert's blocks, or the MLP refiner), `pose_head` (the diffusion head;
-            may be empty).
+            `refinement` (the refinement expert's blocks, or the MLP refiner), `pose_head` (the diffusion
+            head; may be empty).
 
         Raises:
           ValueError: for an unknown part.
