@@ -73,6 +73,10 @@ class TrainingScenes:
         """Scene tokens at positions (B,)."""
         return [self._demonstrations.tokens[i] for i in self._keep[index]]
 
+    def human_poses(self, index: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(B, 8, 3) what the recorded drivers did."""
+        return self._demonstrations.poses[self._keep[index], 0]
+
     @torch.no_grad()
     def keep_visual(self, model: DriveFineModel, max_gb: float) -> None:
         """Encodes all images now, if their tokens fit into memory."""
