@@ -14,7 +14,6 @@ Source: design notes, model.md A25. Shapes: B scenes, N candidates, L = 24 slots
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +44,6 @@ CONDITIONAL = ("ego_progress", "time_to_collision_within_bound", "comfort")
 """Those that count only as much as the multipliers let them."""
 SCORER_FOLDER = "scorer"
 
-CandidateScorer = Callable[[ContextCache, Tensor], Tensor]
-"""Cached context and complete answers (B, N, L) -> (B, N, K) predicted sub-scores in [0, 1]."""
-
 
 def predicted_score(sub_scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """(...) PDM score of predicted sub-scores (..., K), by the official formula."""
@@ -73,7 +69,7 @@ def candidate_states(
 
 @dataclass(frozen=True)
 class LearnedScorer:
-    """A head and the planner that it reads; callable as a `CandidateScorer`."""
+    """A head and the planner that it reads; callable as a `planner.CandidateScorer`."""
 
     head: ScorerHead
     model: DriveFineModel
@@ -92,6 +88,12 @@ def poses_of(model: DriveFineModel, actions: Tensor) -> Tensor:
     """(..., 8, 3) float32 poses of complete answers (..., L), on their device."""
     poses = ActionTokenizer(model.config.action_spec).decode(actions.cpu().numpy())
     return torch.from_numpy(poses).float().to(actions.device)
+
+
+def scorer_folder(model_folder: Path) -> Path:
+    """Where a model's learned scorer is looked for: in its folder, else beside it."""
+    inner = model_folder / SCORER_FOLDER
+    return inner if inner.is_dir() else model_folder.parent / SCORER_FOLDER
 
 
 def load_head_for(scorer_folder: Path, model_folder: Path) -> ScorerHead:
