@@ -103,7 +103,8 @@ def train(config: TrainSFTConfig) -> Validation | None:
     if config.perception.num_epochs > 0 and planner.model.perception is not None:
         assert demonstrations is not None
         train_perception(config, planner, demonstrations, held_out, metrics, card)
-    train_generator(config, planner, instructions, sources, held_out, metrics, card, cache)
+    if config.generator.num_epochs > 0:
+        train_generator(config, planner, instructions, sources, held_out, metrics, card, cache)
     validation = None
     if config.refiner.num_epochs > 0 and planner.model.config.n_refine > 0:
         validation = train_refiner(config, planner, instructions, sources, held_out, metrics, card, cache)

@@ -23,7 +23,8 @@ class ModelChoice:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Fields of DriveFineConfig to set differently, such as n_refine."""
     init_from: str | None = None
-    """Folder of a DriveFine checkpoint to start from; None: random weights."""
+    """Folder of a DriveFine checkpoint to start from; None: random weights. An override of n_refine gives it
+    that many new refinement blocks, copies of its last blocks; it can have no other."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class GeneratorConfig:
     """Supervised training of vision tower, language model and generation expert (complementary masking)."""
 
     num_epochs: int = 12
+    """0 leaves all but the refinement expert as it is, for a checkpoint."""
     batch_size: int = 64
     """Scenes per step."""
     pairs_per_scene: int = 1
@@ -92,9 +94,9 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name in ("num_epochs", "batch_size", "pairs_per_scene"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("num_epochs", 0), ("batch_size", 1), ("pairs_per_scene", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ class SourceConfig:
     """Folder that a file's image paths are relative to."""
     image_prefix: str | None = None
     """Leading folders of a file's image paths that `image_root` stands for; None: none."""
+    spread_rounding: bool = True
+    """Of trajectories in text: move every number to a random place of the interval that was rounded to it
+    (`driving_text.spread_rounding`), the same one for a line in every run."""
 
     def __post_init__(self) -> None:
         """Checks ranges and what goes together."""

@@ -17,16 +17,19 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
     """A planner around a checkpoint, or around a preset with random weights that follow from the seed.
 
     Raises:
-      ValueError: an override is no field of the model's configuration, or both a checkpoint and overrides are
-        given. DataError: the checkpoint is missing or damaged.
+      ValueError: an override is no field of the model's configuration, or changes more of a checkpoint than
+        the number of refinement blocks. DataError: the checkpoint is missing or damaged.
     """
     if choice.init_from is not None:
-        if choice.overrides:
+        if set(choice.overrides) - {"n_refine"}:
             raise ValueError(
-                f"a checkpoint fixes the model's shape: model.overrides must be empty with model.init_from, "
-                f"got {sorted(choice.overrides)}"
+                "a checkpoint fixes the model's shape: with model.init_from, model.overrides can name "
+                f"n_refine only, got {sorted(choice.overrides)}"
             )
-        return Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
+        planner = Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
+        if "n_refine" in choice.overrides:
+            planner.model = with_refinement_blocks(planner.model, choice.overrides["n_refine"])
+        return Planner(planner.model, planner.text_tokenizer)
     if choice.preset == "llada_8b":
         raise ValueError(
             "the 8B model is not trained from random weights: set model.init_from to what "
@@ -39,6 +42,17 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
         model = DriveFineModel(config)
     torch.nn.Module.to(model, device)
     return Planner(model, tokenizer)
+
+
+def with_refinement_blocks(model: DriveFineModel, count: int) -> DriveFineModel:
+    """The model with that many refinement blocks, new ones: copies of its last blocks, not yet trained."""
+    resized = DriveFineModel(DriveFineConfig.from_dict(model.config.to_dict() | {"n_refine": count}))
+    new, kept = resized.state_dict(), model.state_dict()
+    is_refiner = {name: name.startswith("backbone.refine_layers.") for name in new}
+    resized.load_state_dict({name: new[name] if is_refiner[name] else kept[name] for name in new})
+    resized.backbone.copy_generation_to_refinement()
+    torch.nn.Module.to(resized, device=model.device, dtype=model.dtype)
+    return resized.eval()
 
 
 def preset_config(choice: ModelChoice) -> DriveFineConfig:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from drivefine_agent.constants import DRIVING_COMMANDS
-from drivefine_agent.data.driving_text import parse_motion, parse_trajectory
+from drivefine_agent.data.driving_text import parse_motion, parse_trajectory, spread_rounding
 from drivefine_agent.data.recogdrive import Conversation, ConversationFile, relative_image
 from drivefine_agent.data.types import FloatArray, Observation
 from drivefine_agent.errors import DataError
@@ -149,6 +149,8 @@ def load_trajectories(
     for number in range(len(file)):
         conversation = file[number]
         observation, trajectory = read_demonstration(conversation, needs_dynamics)
+        if source.config.spread_rounding:
+            observation, trajectory = _spread(observation, trajectory, np.random.default_rng(number))
         observations.append(observation)
         poses.append(trajectory)
         tokens.append(conversation.token or f"{file.path.name}:{number + 1}")
@@ -184,6 +186,21 @@ def read_demonstration(conversation: Conversation, needs_dynamics: bool) -> tupl
     command[DRIVING_COMMANDS.index(motion.command)] = 1
     placeholder = np.zeros((1, 1, 3), dtype=np.uint8)
     return Observation(placeholder, motion.history_poses, velocity, acceleration, command), poses
+
+
+def _spread(
+    observation: Observation, poses: FloatArray, rng: np.random.Generator
+) -> tuple[Observation, FloatArray]:
+    """Motion and (8, 3) poses without the steps of their text; the pose of now stays the origin."""
+    history = observation.history_poses.copy()
+    history[:-1] = spread_rounding(history[:-1], rng)
+    spread = replace(
+        observation,
+        history_poses=history,
+        velocity=spread_rounding(observation.velocity, rng),
+        acceleration=spread_rounding(observation.acceleration, rng),
+    )
+    return spread, spread_rounding(poses, rng)
 
 
 def keep_visual(

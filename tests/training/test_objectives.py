@@ -170,5 +170,24 @@ def test_wrong_model_choices_are_refused() -> None:
         build_planner(ModelChoice(preset="debug", overrides={"n_refin": 1}), 0)
     with pytest.raises(ValueError, match="import_checkpoint"):
         build_planner(ModelChoice(preset="llada_8b"), 0)
-    with pytest.raises(ValueError, match=r"model\.overrides must be empty"):
-        build_planner(ModelChoice(init_from="x", overrides={"n_refine": 1}), 0)
+    with pytest.raises(ValueError, match=r"can name n_refine only, got .*pool_size"):
+        build_planner(ModelChoice(init_from="x", overrides={"n_refine": 1, "pool_size": 2}), 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_checkpoint_can_be_given_another_number_of_refinement_blocks(count: int, tmp_path: Path) -> None:
+    """They are the model's last blocks; everything else is the checkpoint's."""
+    planner = build_planner(ModelChoice(preset="debug"), seed=0)
+    for parameter in planner.model.backbone.refine_layers.parameters():  # a trained expert, not to be kept
+        torch.nn.init.zeros_(parameter)
+    planner.save_pretrained(tmp_path)
+    model = build_planner(ModelChoice(init_from=str(tmp_path), overrides={"n_refine": count}), 0).model
+    assert model.config.n_refine == count
+    before, after = planner.model.state_dict(), model.state_dict()
+    is_refiner = {name: name.startswith("backbone.refine_layers.") for name in (*before, *after)}
+    assert {name for name in before if not is_refiner[name]} == {n for n in after if not is_refiner[n]}
+    assert all(torch.equal(after[name], before[name]) for name in after if not is_refiner[name])
+    copies = list(model.backbone.layers)[len(model.backbone.layers) - count :]
+    assert len(model.backbone.refine_layers) == count
+    for copy, original in zip(model.backbone.refine_layers, copies, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), original.parameters(), strict=True))

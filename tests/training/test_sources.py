@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from drivefine_agent.data.driving_text import trajectory_text
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import AugmentationConfig, SourceConfig, TrainSFTConfig
@@ -83,7 +84,11 @@ def test_exported_trajectories_are_the_logs_but_for_rounding(
 ) -> None:
     """Prompts are equal to the last token where they hold numbers as text: they are rounded there anyway."""
     source = SourceConfig(
-        "recogdrive_trajectories", str(export("trajectories")), 1.0, _image_root(image_dataset)
+        "recogdrive_trajectories",
+        str(export("trajectories")),
+        1.0,
+        _image_root(image_dataset),
+        spread_rounding=False,
     )
     read = load_trajectories(open_file(source, False), planner.prompts, None, show_progress=False)
     assert read.tokens == direct.tokens
@@ -94,6 +99,32 @@ def test_exported_trajectories_are_the_logs_but_for_rounding(
     assert error.max() < 0.0151
     np.testing.assert_array_equal(read.context_ids, direct.context_ids)
     np.testing.assert_array_equal(read.tiles[np.arange(3)], direct.tiles[np.arange(3)])
+
+
+def test_numbers_of_texts_are_spread_over_what_was_rounded_to_them(
+    export: Any, image_dataset: Path, planner: Planner
+) -> None:
+    """Written again they are the same text, yet headings no longer keep to every sixth row of their table."""
+    rounded = SourceConfig(
+        "recogdrive_trajectories",
+        str(export("trajectories")),
+        1.0,
+        _image_root(image_dataset),
+        spread_rounding=False,
+    )
+    sources = (rounded, replace(rounded, spread_rounding=True), replace(rounded, spread_rounding=True))
+    before, spread, again = (
+        load_trajectories(open_file(source, False), planner.prompts, None, show_progress=False)
+        for source in sources
+    )
+    for old, new in zip(before.poses[:, 0], spread.poses[:, 0], strict=True):
+        assert trajectory_text(new) == trajectory_text(old)
+    np.testing.assert_array_equal(spread.context_ids, before.context_ids)  # text, in this model's prompts
+    hundredths = 100 * before.poses[:, 0, :, 2]
+    np.testing.assert_allclose(hundredths, np.round(hundredths), atol=1e-9)
+    moved = 100 * spread.poses[:, 0, :, 2]
+    assert np.abs(moved - np.round(moved)).max() > 0.4
+    np.testing.assert_array_equal(spread.poses, again.poses)
 
 
 def test_base_questions_are_refused_by_a_model_that_reads_velocities(
