@@ -34,7 +34,7 @@ from drivefine_agent.features import (
     TokenizedTrajectoryTargetBuilder,
     trim_contexts,
 )
-from drivefine_agent.learned_scorer import LearnedScorer, load_head_for, scorer_folder
+from drivefine_agent.learned_scorer import SCORER_FOLDER, LearnedScorer, load_head_for
 from drivefine_agent.loaded_planners import shared_planner
 from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName
 from drivefine_agent.model.config import DriveFineConfig
@@ -132,7 +132,7 @@ class DriveFineAgent(AbstractAgent):
           temperature: of the generation expert; 0 is greedy.
           num_samples: plans per scene, of which `selection` names the one to drive.
           selection: see `selection.select`; `oracle` in tools/evaluate.py only.
-          scorer_path: folder that tools/train_scorer.py wrote for this model; null: `scorer` beside it.
+          scorer_path: of tools/train_scorer.py, for this model; null: the folder `scorer` in checkpoint_path.
           device: where the model runs; `auto`: the GPU if there is one.
           dtype: of the weights when planning; `auto`: bfloat16 on a GPU, else float32.
           attention: kernel: `sdpa`, `flash` or `flex`.
@@ -392,7 +392,8 @@ class DriveFineAgent(AbstractAgent):
         """The learned scorer, loaded when first asked for; None where another rule selects."""
         if self._scorer is None and self._selection == SCORER:
             planner, folder = self.planner, self._folder()
-            path = scorer_folder(folder) if self._scorer_path is None else self._scorer_path
+            assert self._checkpoint_path is not None  # the planner is loaded
+            path = self._scorer_path or self._checkpoint_path / SCORER_FOLDER
             head = load_head_for(path, folder).to(planner.device)
             reads = self._instruction("refine" if planner.model.config.n_refine > 0 else "predict")
             self._scorer = LearnedScorer(head, planner.model, reads)

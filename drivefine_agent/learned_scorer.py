@@ -28,6 +28,7 @@ from drivefine_agent.model.config import Expert
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.scorer_head import ScorerHead, load_scorer
 from drivefine_agent.model.weight_files import weights_hash
+from drivefine_agent.provenance import warn_of_test_data
 from drivefine_agent.scoring.aggregate import pdm_score_v1
 from drivefine_agent.tokenizer import ActionTokenizer
 
@@ -90,12 +91,6 @@ def poses_of(model: DriveFineModel, actions: Tensor) -> Tensor:
     return torch.from_numpy(poses).float().to(actions.device)
 
 
-def scorer_folder(model_folder: Path) -> Path:
-    """Where a model's learned scorer is looked for: in its folder, else beside it."""
-    inner = model_folder / SCORER_FOLDER
-    return inner if inner.is_dir() else model_folder.parent / SCORER_FOLDER
-
-
 def load_head_for(scorer_folder: Path, model_folder: Path) -> ScorerHead:
     """The head in a folder, for the model in another.
 
@@ -115,4 +110,5 @@ def load_head_for(scorer_folder: Path, model_folder: Path) -> ScorerHead:
             f"{head.config.planner_sha256[:12]}...) than those in {model_folder} ({found[:12]}...): train "
             f"one for this model with tools/train_scorer.py checkpoint_path={model_folder}"
         )
+    warn_of_test_data(scorer_folder)
     return head

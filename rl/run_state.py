@@ -39,6 +39,7 @@ FREE_KEYS = (
     "allow_test_split",
     "i_train_on_test_tokens_of",
     "engine",
+    "rollout.save_scored",
     "reward.backend",
     "reward.num_workers",
     "reward.timeout_s",
