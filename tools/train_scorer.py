@@ -83,6 +83,8 @@ class TrainScorerConfig:
     """None: `splits` of the dataset."""
     max_scenes: int | None = None
     """Use only so many training scenes, evenly spread."""
+    max_validation_scenes: int | None = None
+    """The same of the validation scenes."""
     tile_cache_path: str | None = None
     """Where image tiles are kept between runs; None: `tiles` in output_dir."""
     rollout_paths: tuple[str, ...] = ()
@@ -105,7 +107,7 @@ def train(config: TrainScorerConfig) -> dict[str, Any]:
     planner, planner_sha256 = Planner.from_pretrained(folder, device=config.device), weights_hash(folder)
     paths = dataset_paths(config.dataset_root, config.splits_path)
     split = load_split_scenes(paths, config.train_test_split, config.max_scenes)
-    held_out = load_split_scenes(paths, config.validation_split)
+    held_out = load_split_scenes(paths, config.validation_split, config.max_validation_scenes)
     check = check_splits(split, held_out, paths, config)
     check.log_warnings()
     claim_run_folder(output, asdict(config) | {"planner_sha256": planner_sha256})
