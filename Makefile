@@ -1,4 +1,4 @@
-# make demo | ablation | test | bench | lint       everything runs in .venv, which is made on first use
+# make demo | reproduce | table4 | test | bench | lint       everything runs in .venv, which is made on first use
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 # Processes that run the tests; each wants about 2 GB.
 WORKERS ?= 2
 
-.PHONY: demo ablation test bench lint types clean-demo
+.PHONY: demo reproduce test bench lint types clean-demo
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,8 +21,11 @@ $(BIN)/.installed: pyproject.toml
 demo: $(BIN)/.installed
 	$(BIN)/python tools/demo.py output=$(OUT)
 
-ablation: $(BIN)/.installed
-	$(BIN)/python tools/ablation.py
+reproduce: $(BIN)/.installed
+	$(BIN)/python tools/reproduce.py tables=all
+
+table% figure%: $(BIN)/.installed
+	$(BIN)/python tools/reproduce.py tables=[$@]
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n $(WORKERS) --dist loadfile

@@ -34,6 +34,7 @@ from drivefine_agent.features import (
     TokenizedTrajectoryTargetBuilder,
     trim_contexts,
 )
+from drivefine_agent.learned_scorer import SCORER_FOLDER, LearnedScorer, load_head_for
 from drivefine_agent.loaded_planners import (
     check_decoder,
     model_device,
@@ -62,7 +63,7 @@ from drivefine_agent.navsim_training import Consent, NavsimTraining, ObjectiveNa
 from drivefine_agent.planner import Planner, PlanResult, plan_tokens, scene_generators
 from drivefine_agent.prompt import PromptBuilder
 from drivefine_agent.provenance import warn_of_test_data
-from drivefine_agent.selection import SELECTIONS, SelectionName, select
+from drivefine_agent.selection import ORACLE, SCORER, SELECTIONS, SelectionName, select, true_scores
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.model_choice import build_planner, preset_config
 
@@ -98,7 +99,6 @@ class DriveFineAgent(AbstractAgent):
     """Masked-diffusion planner with refinement. See the module's doc-string."""
 
     needs_image = True
-    needs_scoring_scene = False
 
     def __init__(
         self,
@@ -112,6 +112,7 @@ class DriveFineAgent(AbstractAgent):
         second_pass: int = 0,
         num_samples: int = 1,
         selection: SelectionName = "first",
+        scorer_path: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         attention: AttentionName = "sdpa",
@@ -139,7 +140,8 @@ class DriveFineAgent(AbstractAgent):
           temperature: of the generation expert; 0 is greedy.
           second_pass: slots that the generation expert fills in twice, see `DecodingOptions`; a control.
           num_samples: plans per scene, of which `selection` names the one to drive.
-          selection: see `selection.select`.
+          selection: see `selection.select`; `oracle` in tools/evaluate.py only.
+          scorer_path: of tools/train_scorer.py, for this model; null: the folder `scorer` in checkpoint_path.
           device: where the model runs; `auto`: the GPU if there is one.
           dtype: of the weights when planning; `auto`: bfloat16 on a GPU, else float32.
           attention: kernel: `sdpa`, `flash` or `flex`.
@@ -175,6 +177,10 @@ class DriveFineAgent(AbstractAgent):
             refine=refine,
         )
         self._selection = selection
+        if scorer_path is not None and selection != SCORER:
+            raise ValueError(f"scorer_path is for selection={SCORER}, got selection={selection}")
+        self._scorer_path = None if scorer_path is None else Path(scorer_path)
+        self._scorer: LearnedScorer | None = None
         if attention not in ATTENTIONS or quantization not in QUANTIZATIONS:
             raise ValueError(
                 f"attention must be one of {', '.join(ATTENTIONS)} and quantization one of "
@@ -184,6 +190,8 @@ class DriveFineAgent(AbstractAgent):
         self._blank_image = blank_image
         self._strict = strict
         self._seed = seed
+        if decoder != "masked" and selection == SCORER:
+            raise ValueError(f"selection={SCORER} reads answers as DriveFine's experts do, got {decoder=}")
         if decoder not in ("masked", "autoregressive") or (decoder != "masked" and refine):
             raise ValueError(
                 "decoder must be masked, or autoregressive with refine=false (it has no refinement expert), "
@@ -205,7 +213,19 @@ class DriveFineAgent(AbstractAgent):
             name = self._decoder
         if self._options.second_pass > 0:
             name = f"{name}_second_pass"
-        return name if self._options.num_samples == 1 else f"{name}_best_of_{self._options.num_samples}"
+        if self._options.num_samples > 1:
+            name += f"_best_of_{self._options.num_samples}"
+        return f"{name}_{self._selection}" if self._selection in (SCORER, ORACLE) else name
+
+    @property
+    def needs_scoring_scene(self) -> bool:
+        """Whether it looks the true score up: the oracle does."""
+        return self._selection == ORACLE
+
+    @property
+    def privileged(self) -> str:
+        """What it knows that a planner cannot; empty for all but the oracle."""
+        return "picked by the true score" if self._selection == ORACLE else ""
 
     # -------------------------------------------------------------------------------- what NAVSIM calls
 
@@ -213,9 +233,12 @@ class DriveFineAgent(AbstractAgent):
         """Loads the model, once in a process.
 
         Raises:
-          DataError: no checkpoint is named, or the folder holds none.
+          DataError: no checkpoint is named, or the folder holds none; or the learned scorer is missing, or of
+            another model.
         """
         _ = self.planner
+        if self._selection == SCORER:
+            _ = self.scorer
 
     def get_sensor_config(self) -> SensorConfig:
         """The current front camera image alone; a Python list, since NAVSIM ignores any other sequence."""
@@ -225,6 +248,7 @@ class DriveFineAgent(AbstractAgent):
 
     def get_feature_builders(self) -> list[AbstractFeatureBuilder]:
         """Image tiles and prompt."""
+        self._refuse_oracle()
         return [DriveFineFeatureBuilder(self._prompts(), self._blank_image)]
 
     def get_target_builders(self) -> list[AbstractTargetBuilder]:
@@ -235,10 +259,11 @@ class DriveFineAgent(AbstractAgent):
         """The trajectory of one scene; constant velocity, logged and counted, if planning fails.
 
         Raises:
-          DataError: the model cannot be loaded.
+          DataError: the model cannot be loaded, or the true score is to choose.
           Exception: whatever went wrong, with `strict=True` only.
         """
         self.eval()
+        self._refuse_oracle()
         self.initialize()  # a missing checkpoint is no reason to drive on
         try:
             observation = observation_from_agent_input(agent_input)
@@ -263,6 +288,7 @@ class DriveFineAgent(AbstractAgent):
         """
         if self._training is not None:
             return {}
+        self._refuse_oracle()
         planner = self.planner
         context_ids, lengths = trim_contexts(features)
         unpadded = context_ids.cpu().numpy()
@@ -278,6 +304,7 @@ class DriveFineAgent(AbstractAgent):
             None if lengths is None else lengths.to(planner.device),
             generator=scene_generators(self._seed, features["drivefine_tiles"].cpu().numpy(), contexts),
             step=planner.step,
+            scorer=self.scorer,
         )
         result = planner.to_result(tokens, np.zeros(len(context_ids), dtype=np.int64))
         return {"trajectory": torch.from_numpy(self._selected(result)[STAGE_FINAL].astype(np.float32))}
@@ -355,13 +382,16 @@ class DriveFineAgent(AbstractAgent):
                     f"DriveFine needs the front camera image, got none for scene {case.window.token}"
                 )
             observations.append(observation_from_window(case.window, case.front_image))
-        return self.plan_observations(observations)
+        result = self._planned(observations)
+        if self._selection != ORACLE:
+            return self._selected(result)
+        tokens, scenes = [c.window.token for c in cases], [c.scoring_scene for c in cases]
+        return self._selected(result, true_scores(tokens, scenes, _as_navsim(result.final)))
 
     def plan_observations(self, observations: Sequence[Observation]) -> dict[str, NDArray[np.float64]]:
         """(B, 8, 3) poses by stage for a batch of observations, in the precision of NAVSIM's trajectories."""
-        if self._blank_image:
-            observations = [with_blank_image(observation) for observation in observations]
-        return self._selected(self.planner.plan(observations, self._options, self._seed))
+        self._refuse_oracle()
+        return self._selected(self._planned(observations))
 
     # -------------------------------------------------------------------------------- inside
 
@@ -381,15 +411,40 @@ class DriveFineAgent(AbstractAgent):
             check_decoder(self._planner.model.config, self._decoder, self._folder())
         return self._planner
 
-    def _selected(self, result: PlanResult) -> dict[str, NDArray[np.float64]]:
+    @property
+    def scorer(self) -> LearnedScorer | None:
+        """The learned scorer, loaded when first asked for; None where another rule selects."""
+        if self._scorer is None and self._selection == SCORER:
+            planner, folder = self.planner, self._folder()
+            assert self._checkpoint_path is not None  # the planner is loaded
+            path = self._scorer_path or self._checkpoint_path / SCORER_FOLDER
+            head = load_head_for(path, folder).to(planner.device)
+            reads = self._instruction("refine" if planner.model.config.n_refine > 0 else "predict")
+            self._scorer = LearnedScorer(head, planner.model, reads)
+        return self._scorer
+
+    def _planned(self, observations: Sequence[Observation]) -> PlanResult:
+        if self._blank_image:
+            observations = [with_blank_image(observation) for observation in observations]
+        return self.planner.plan(observations, self._options, self._seed, self.scorer)
+
+    def _refuse_oracle(self) -> None:
+        if self._selection == ORACLE:
+            raise DataError(
+                "selection=oracle picks by the true score, which only tools/evaluate.py benchmark=navsim_v1 "
+                "knows: choose first, confidence, consensus or scorer elsewhere"
+            )
+
+    def _selected(
+        self, result: PlanResult, true: NDArray[np.float64] | None = None
+    ) -> dict[str, NDArray[np.float64]]:
         """(B, 8, 3) the plan to drive, and the same sample before refinement, by stage."""
         rows = np.arange(len(result.final))
-        picked = select(result, self._selection)
+        picked = select(result, self._selection, true)
         stages = {STAGE_FINAL: result.final[rows, picked]}
         if self._options.refine:
             stages[STAGE_GENERATED] = result.generated[rows, picked]
-        # float32, as NAVSIM is given them: what is evaluated here then scores as it does there, bit for bit.
-        return {name: poses.astype(np.float32).astype(np.float64) for name, poses in stages.items()}
+        return {name: _as_navsim(poses) for name, poses in stages.items()}
 
     def _folder(self) -> Path:
         """Folder of the model: the one named, or `model` in it."""
@@ -426,3 +481,8 @@ class DriveFineAgent(AbstractAgent):
         except Exception:
             _logger.exception("The speed cannot be read either: DriveFine stands still")
             return constant_velocity_poses(np.zeros(2))
+
+
+def _as_navsim(poses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Through float32, as NAVSIM is given them: then what is evaluated here scores as it does there."""
+    return poses.astype(np.float32).astype(np.float64)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,22 +18,24 @@ _running: set[subprocess.Popen[bytes]] = set()
 """Commands with a log that have not ended."""
 
 
-def run_command(script: str, *arguments: str, log: Path | None = None) -> None:
+def run_command(script: str, *arguments: str, log: Path | None = None, launcher: Sequence[str] = ()) -> None:
     """Prints and runs one command from the repository's root; its failure ends the job.
 
     Args:
       script: path below the root, such as `tools/evaluate.py`.
       arguments: as on the command line.
       log: file for what the command prints, where several run at once; each then computes on one thread.
+      launcher: command that starts the script in place of this Python, such as torchrun and its options.
 
     Raises:
       SystemExit: with the command's own exit code, or, where it has a log, a line that names it.
     """
-    command = f"$ python {script} {shlex.join(arguments)}"
+    command = f"$ {shlex.join(launcher) or 'python'} {script} {shlex.join(arguments)}"
+    program = [*(launcher or (sys.executable,)), str(ROOT / script), *arguments]
     started = time.monotonic()
     if log is None:
         print(f"\n{command}", flush=True)
-        code = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False).returncode
+        code = subprocess.run(program, check=False).returncode
         if code != 0:
             sys.exit(code)
         print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
@@ -42,7 +45,7 @@ def run_command(script: str, *arguments: str, log: Path | None = None) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with log.open("a") as file:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / script), *arguments],
+            program,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,

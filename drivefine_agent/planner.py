@@ -33,6 +33,9 @@ from drivefine_agent.tokenizer import ActionTokenizer
 COMPILED_LENGTHS = 64
 """Contexts are padded to a multiple of this before a compiled step, which is compiled for every length."""
 
+CandidateScorer = Callable[[ContextCache, Tensor], Tensor]
+"""Cached context and complete answers (B, N, L) -> (B, N, K) predicted sub-scores in [0, 1]."""
+
 AnswerStep = Callable[[PromptCache, Tensor], AnswerLogits | OpenSlotLogits]
 """Cached prompt and answer rows -> logits; of the generation expert at least those of the masked slots."""
 
@@ -44,6 +47,8 @@ class PlanTokens(NamedTuple):
     """What the generation expert did."""
     refined_actions: Tensor | None
     """(B, N, L) answers of the refinement expert; None where it did not run."""
+    predicted: Tensor | None = None
+    """(B, N, K) sub-scores that a scorer predicts of the final answers; None without one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class PlanResult:
     """(B, N, 24) log-probability of each slot's action when it was committed."""
     num_clipped_inputs: NDArray[np.int64]
     """(B,) numbers of the prompt that lay outside the action tables."""
+    predicted: NDArray[np.float64] | None = None
+    """(B, N, K) sub-scores that a learned scorer predicts of the final plans; None without one."""
 
     @property
     def final(self) -> NDArray[np.float64]:
@@ -82,6 +89,7 @@ def plan_tokens(
     visual: Tensor | None = None,
     generator: Randomness = None,
     step: AnswerStep | None = None,
+    scorer: CandidateScorer | None = None,
 ) -> PlanTokens:
     """Decodes a batch of prompts, then refines, without gradients. All samples of a scene share its prompt.
 
@@ -96,14 +104,17 @@ def plan_tokens(
       visual: (B, V, D) visual tokens from `model.encode_images`.
       generator: for temperature > 0.
       step: in place of the model's own answer step, such as a `CompiledStep`.
+      scorer: predicts the sub-scores of the final answers, from the same cached context.
     """
     with torch.no_grad():
         context = model.encode_context(tiles, context_ids, context_lengths, visual)
         trace = generate(model, context, predict_ids, options, generator, step)
-        if not options.refine or not model.config.has_refiner:
-            return PlanTokens(trace, None)
-        logits = refiner_logits(model, context, refine_ids, trace.actions, step)
-        return PlanTokens(trace, read_out(logits, options, generator))
+        refined = None
+        if options.refine and model.config.has_refiner:
+            logits = refiner_logits(model, context, refine_ids, trace.actions, step)
+            refined = read_out(logits, options, generator)
+        final = trace.actions if refined is None else refined
+        return PlanTokens(trace, refined, None if scorer is None else scorer(context, final))
 
 
 def generate(
@@ -248,6 +259,7 @@ class Planner:
         observations: Sequence[Observation],
         options: DecodingOptions | None = None,
         seed: int | None = None,
+        scorer: CandidateScorer | None = None,
     ) -> PlanResult:
         """Trajectories for a batch of observations.
 
@@ -255,6 +267,7 @@ class Planner:
           observations: B of them, at least one.
           options: in place of the planner's own.
           seed: for temperature > 0, see `scene_generators`; None: torch's global generator.
+          scorer: predicts the sub-scores of the plans.
 
         Raises:
           ValueError: if there are no observations, or one is malformed.
@@ -280,6 +293,7 @@ class Planner:
             None if lengths is None else self._tensor(lengths),
             generator=generator,
             step=self.step,
+            scorer=scorer,
         )
         return self.to_result(tokens, np.array([context.num_clipped for context in contexts], dtype=np.int64))
 
@@ -343,6 +357,7 @@ class Planner:
             step_map=tokens.trace.step_map.cpu().numpy(),
             generated_log_probs=tokens.trace.log_probs.cpu().numpy(),
             num_clipped_inputs=num_clipped_inputs,
+            predicted=None if tokens.predicted is None else tokens.predicted.double().cpu().numpy(),
         )
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:

@@ -36,6 +36,9 @@ class RolloutConfig:
     """How many tokens are committed when."""
     temperature: float = 1.0
     """Of the generation expert's samples and of their log-probabilities."""
+    save_scored: bool = False
+    """Whether all answers and their sub-scores are kept in `rollouts/` of the run's folder, a file per step
+    and process, for tools/train_scorer.py to learn from."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -126,6 +129,10 @@ class RewardConfig:
     progress_weight: float = 5.0
     time_to_collision_weight: float = 5.0
     comfort_weight: float = 2.0
+    scorer_path: str | None = None
+    """Folder that tools/train_scorer.py wrote for the model that the run starts from; None: no scorer."""
+    scorer_weight: float = 0.0
+    """Times the score that the scorer predicts, added to the true one; 0 only watches how the two agree."""
     backend: Literal["processes", "ray"] = "processes"
     """Who scores: this machine, or a Ray cluster (an optional dependency)."""
     num_workers: int = 0
@@ -142,6 +149,11 @@ class RewardConfig:
         weights = (self.progress_weight, self.time_to_collision_weight, self.comfort_weight)
         if min(weights) < 0.0 or not 0.0 < sum(weights) < math.inf:
             raise ValueError(f"reward weights must not be negative, nor all zero, got {weights}")
+        if self.scorer_weight < 0.0 or (self.scorer_weight > 0.0 and self.scorer_path is None):
+            raise ValueError(
+                "reward.scorer_weight must not be negative, and needs reward.scorer_path, "
+                f"got {self.scorer_weight} and {self.scorer_path}"
+            )
         if self.num_workers < 0 or self.max_failures_in_a_row < 1:
             raise ValueError(
                 "reward.num_workers must not be negative and reward.max_failures_in_a_row at least 1, "

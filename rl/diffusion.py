@@ -83,6 +83,12 @@ class TrainDiffusionConfig(ReinforcementConfig):
     head_optimizer: OptimizerConfig = field(default_factory=reinforcement_optimizer)
     """Of the diffusion head."""
 
+    def __post_init__(self) -> None:
+        """Checks rules between sections."""
+        super().__post_init__()
+        if self.reward.scorer_path is not None:
+            raise ValueError("reward.scorer_path must be null: a learned scorer reads action tokens")
+
     @property
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """By group of parameters."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from drivefine_agent.actions import ActionSpec
 from drivefine_agent.constants import NUM_POSE_FIELDS
+from drivefine_agent.evaluation.agreement import pearson, spearman
 from drivefine_agent.geometry.indices import PoseIndex
 from rl.objectives import PolicyLoss
 from rl.rewards import SUB_SCORES, Scores
@@ -75,6 +76,35 @@ def group_scalars(rewards: NDArray[np.float64]) -> Scalars:
     return {
         "group/reward_std": (_mean(np.array(spreads)), float(len(spreads))),
         "group/zero_variance_share": (_mean(np.array(are_equal)), float(len(known))),
+    }
+
+
+def agreement_scalars(scores: Scores, prefix: str) -> Scalars:
+    """How a learned scorer's predictions agree with the truth: correlations within groups, mean error of all.
+
+    Nothing without a scorer. Groups whose true or predicted scores are all equal have no correlation and do
+    not count.
+
+    Args:
+      scores: (B, P) of trajectories, groups of P.
+      prefix: of the names.
+    """
+    if scores.predicted is None:
+        return {}
+    known = scores.is_valid
+    pairs = [
+        (predicted[rows], true[rows])
+        for predicted, true, rows in zip(scores.predicted, scores.rewards, known, strict=True)
+    ]
+    linear = np.array([pearson(*pair) for pair in pairs if len(pair[0]) > 1])
+    ranked = np.array([spearman(*pair) for pair in pairs if len(pair[0]) > 1])
+    linear, ranked = linear[np.isfinite(linear)], ranked[np.isfinite(ranked)]
+    error = np.abs(scores.predicted - scores.rewards)[known]
+    return {
+        f"{prefix}/scorer_pearson": (_mean(linear), float(linear.size)),
+        f"{prefix}/scorer_spearman": (_mean(ranked), float(ranked.size)),
+        f"{prefix}/scorer_error": (_mean(error), float(error.size)),
+        f"{prefix}/predicted_score": (_mean(scores.predicted[known]), float(error.size)),
     }
 
 

@@ -50,11 +50,21 @@ class Scores:
     """What trajectories are worth."""
 
     rewards: NDArray[np.float64]
-    """(B, P) weighted score, NaN where unknown."""
+    """(B, P) weighted true score, NaN where unknown."""
     sub_scores: NDArray[np.float64]
     """(B, P, 7) in the order of `SUB_SCORES`, NaN where unknown."""
     reasons: tuple[str, ...]
     """Why some are unknown."""
+    predicted: NDArray[np.float64] | None = None
+    """(B, P) score that a learned scorer predicts; None without one."""
+    predicted_weight: float = 0.0
+
+    @property
+    def learned(self) -> NDArray[np.float64]:
+        """(B, P) what is learned from: the reward and, with its weight, the prediction; NaN where unknown."""
+        if self.predicted is None:
+            return self.rewards
+        return self.rewards + self.predicted_weight * self.predicted
 
     @property
     def is_valid(self) -> NDArray[np.bool_]:
@@ -63,11 +73,14 @@ class Scores:
 
     def first(self, num: int) -> Scores:
         """Those of each scene's first `num` trajectories."""
-        return Scores(self.rewards[:, :num], self.sub_scores[:, :num], self.reasons)
+        predicted = None if self.predicted is None else self.predicted[:, :num]
+        return Scores(
+            self.rewards[:, :num], self.sub_scores[:, :num], self.reasons, predicted, self.predicted_weight
+        )
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(B, P) float32 rewards, 0 where unknown, and (B, P) bool whether they are known."""
-        rewards = torch.from_numpy(np.nan_to_num(self.rewards, nan=0.0)).float()
+        """(B, P) float32 of what is learned from, 0 where unknown, and (B, P) bool whether it is known."""
+        rewards = torch.from_numpy(np.nan_to_num(self.learned, nan=0.0)).float()
         return rewards.to(device), torch.from_numpy(self.is_valid).to(device)
 
 

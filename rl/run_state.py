@@ -12,7 +12,6 @@ disk and renamed, and the one before is removed only after that. Random numbers 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -28,10 +27,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.weight_files import weights_hash
 from drivefine_agent.planner import Planner
 from drivefine_agent.provenance import CARD
 from rl.engine import Engine
-from rl.state_files import weight_files
 
 FREE_KEYS = (
     "output_dir",
@@ -40,6 +39,7 @@ FREE_KEYS = (
     "allow_test_split",
     "i_train_on_test_tokens_of",
     "engine",
+    "rollout.save_scored",
     "reward.backend",
     "reward.num_workers",
     "reward.timeout_s",
@@ -198,24 +198,6 @@ def check_same_configuration(checkpoint: Path, found: Mapping[str, Any], wanted:
 
 
 # -------------------------------------------------------------------------------------- records of the card
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's weight files.
-
-    Raises:
-      DataError: a file is missing.
-    """
-    digest = hashlib.sha256()
-    try:
-        for file in weight_files(folder):
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                while block := content.read(2**24):
-                    digest.update(block)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot read the weights of the model in {folder}: {error}") from error
-    return digest.hexdigest()
 
 
 def code_record() -> dict[str, Any]:

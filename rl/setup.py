@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,13 +32,15 @@ from drivefine_agent.training.metrics import MetricLog
 from drivefine_agent.training.objectives import Instructions
 from drivefine_agent.training.optimization import learning_rate_factor
 from drivefine_agent.training.phase import batch_order, num_epoch_steps
+from drivefine_agent.training.rollouts import Rollouts, joined, part_path, write_part
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.split_guard import check_splits, log_training_data
 from rl.config import HybridRolloutConfig, ReinforcementConfig, TrainGRPOConfig
 from rl.engine import Engine
 from rl.monitors import Means
 from rl.policy import PolicyBatch, PolicyLogProbs, PolicyModule, policy_log_probs
-from rl.rewards import RewardScorer, reward_scorer, scorable_scenes
+from rl.predicted_reward import PredictedReward
+from rl.rewards import RewardScorer, Scores, reward_scorer, scorable_scenes
 from rl.rollout import SceneInputs
 from rl.run_state import (
     Provenance,
@@ -77,6 +79,10 @@ class TrainingScenes:
     def tokens(self, index: NDArray[np.int64]) -> list[str]:
         """Scene tokens at positions (B,)."""
         return [self._demonstrations.tokens[i] for i in self._keep[index]]
+
+    def human_poses(self, index: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(B, 8, 3) what the recorded drivers did."""
+        return self._demonstrations.poses[self._keep[index], 0]
 
     @torch.no_grad()
     def keep_visual(self, model: DriveFineModel, max_gb: float) -> None:
@@ -126,12 +132,16 @@ class Run:
     instructions: Instructions
     scenes: TrainingScenes
     rewards: RewardScorer
+    predicted: PredictedReward | None
+    """The learned scorer's part of the reward; None without one."""
     metrics: MetricLog | None
     """On the main process."""
     provenance: Provenance
     step: int
     """Finished steps."""
     num_steps: int
+    scored: list[Rollouts] = field(default_factory=list)
+    """Of the present step, where they are to be kept."""
 
     def __enter__(self) -> Run:
         return self
@@ -179,6 +189,42 @@ class Run:
         """(..., 8, 3) of complete answers (..., 24)."""
         return self.planner.action_tokenizer.decode(actions.cpu().numpy())
 
+    def predict(self, scenes: SceneInputs, answers: Sequence[Tensor]) -> Sequence[NDArray[np.float64] | None]:
+        """(B, P) scores that the learned scorer predicts of each group of answers (B, P, 24), in one pass.
+
+        None of each without a scorer.
+        """
+        if self.predicted is None:
+            return [None] * len(answers)
+        ends = np.cumsum([group.shape[1] for group in answers])[:-1]
+        return np.split(self.predicted(scenes, torch.cat(list(answers), dim=1)), ends, axis=1)
+
+    def collect(
+        self,
+        ticket: int,
+        part: MicroBatch,
+        actions: Tensor,
+        kind: str,
+        predicted: NDArray[np.float64] | None,
+    ) -> Scores:
+        """The scores of a ticket, with what was predicted of its answers; kept for a scorer, if so wanted.
+
+        Args:
+          ticket: of `rewards.submit`.
+          part: its scenes.
+          actions: (B, P, 24) its answers.
+          kind: `generated` or `refined`, for the record.
+          predicted: (B, P), see `predict`.
+        """
+        scores = self.rewards.collect(ticket)
+        assert isinstance(self.config, TrainGRPOConfig)
+        if self.config.rollout.save_scored:
+            kinds, tokens = [kind] * actions.shape[1], self.scenes.tokens(part.index)
+            self.scored.append(Rollouts.of_scenes(tokens, kinds, actions.cpu().numpy(), scores.sub_scores))
+        if predicted is None:
+            return scores
+        return replace(scores, predicted=predicted, predicted_weight=self.config.reward.scorer_weight)
+
     def log_probs(self, model: DriveFineModel, batch: PolicyBatch) -> PolicyLogProbs:
         """Log-probabilities under a model that the engine does not train, or not now; without gradient."""
         assert isinstance(self.config, TrainGRPOConfig)
@@ -195,6 +241,10 @@ class Run:
             name: learning_rate_factor(step, self.num_steps, optimizer.warmup_share, optimizer.final_share)
             for name, optimizer in self.config.optimizers.items()
         }
+        if self.scored:
+            folder = Path(self.config.output_dir) / "rollouts"
+            write_part(part_path(folder, f"{step:07d}-{self.engine.rank:04d}"), joined(self.scored))
+            self.scored.clear()
         try:
             norms = self.engine.step(factors)
         except FloatingPointError as error:
@@ -322,7 +372,9 @@ def begin_run(
     if len(keep) == 0:
         raise DataError(f"split {split.name} has no scene to learn from")
 
-    reference = copy.deepcopy(planner.model).requires_grad_(False) if needs_reference else None
+    scorer = None if config.reward.scorer_path is None else Path(config.reward.scorer_path)
+    needs_frozen = needs_reference or scorer is not None
+    frozen = copy.deepcopy(planner.model).requires_grad_(False) if needs_frozen else None
     if make_policy is None:
         assert isinstance(config, TrainGRPOConfig)
         policy: nn.Module = PolicyModule(planner.model, **policy_settings(config))
@@ -330,10 +382,14 @@ def begin_run(
         policy = make_policy(planner.model)
     engine = Engine.create(policy, parameter_groups(planner.model, config), config.optimizers, config.engine)
     engine.share(np.arange(config.run.batch_size))  # refuses a batch that the processes cannot share
-    if reference is not None:
-        reference.to(engine.device)  # type: ignore[arg-type]
+    if frozen is not None:
+        frozen.to(engine.device)  # type: ignore[arg-type]
         if config.engine.precision == "bfloat16":
-            reference.to(torch.bfloat16)  # type: ignore[arg-type]
+            frozen.to(torch.bfloat16)  # type: ignore[arg-type]
+    instructions = Instructions(planner.prompts, engine.device)
+    predicted = None
+    if scorer is not None and frozen is not None:
+        predicted = PredictedReward.load(scorer, parent, frozen, instructions)
 
     output = Path(config.output_dir)
     claim_run_folder(output, engine, config)
@@ -352,7 +408,9 @@ def begin_run(
     provenance = Provenance(
         configuration=asdict(config),
         data=as_record(data),
-        parent=parent_record(parent) | {"weights_sha256": weights_hash(parent)},
+        parent=parent_record(parent)
+        | {"weights_sha256": weights_hash(parent)}
+        | ({} if scorer is None else {"scorer": parent_record(scorer)}),
         reward_weights=config.reward.weights,
         seeds={"run": config.run.seed},
     )
@@ -360,10 +418,11 @@ def begin_run(
         config=config,
         engine=engine,
         planner=planner,
-        reference=reference,
-        instructions=Instructions(planner.prompts, engine.device),
+        reference=frozen if needs_reference else None,
+        instructions=instructions,
         scenes=scenes,
         rewards=reward_scorer(config.reward, Path(config.metric_cache_path)),
+        predicted=predicted,
         metrics=MetricLog(output) if engine.is_main else None,
         provenance=provenance,
         step=0 if resumed is None else resumed.step,

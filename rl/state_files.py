@@ -9,7 +9,6 @@ process needs room for the whole state.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.weight_files import weight_files
 
 CHUNK_BYTES = 4 * 2**30
 """Largest size of a file of moments, but for a single larger parameter."""
@@ -122,14 +122,6 @@ def read_weights(folder: Path, shapes: Shapes, take: Callable[[str, Tensor], Non
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         return _misfit(folder, str(error))
     return None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, shards in the order of their names."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    return [folder / "model.safetensors"]
 
 
 def _entries(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...]]]:

@@ -4,7 +4,8 @@
 
 For each scene G trajectories are sampled by the real denoising procedure; A is a sample's reward against the
 mean of its group; a token's ratio is taken in the state in which its group of tau denoising steps began. The
-refinement expert is left alone: `train_hybrid.py` trains both.
+refinement expert is left alone: `train_hybrid.py` trains both. With `reward.scorer_path` the score that a
+learned scorer predicts is added to the true one, as `reward.scorer_weight` says.
 
     python rl/train_grpo.py checkpoint_path=RUN dataset_root=DATASET metric_cache_path=CACHE
     torchrun --nproc_per_node 2 rl/train_grpo.py engine.backend=ddp ...
@@ -30,6 +31,7 @@ from drivefine_agent.training.from_mapping import from_mapping
 from rl.config import TrainGRPOConfig
 from rl.monitors import (
     Means,
+    agreement_scalars,
     entropy_scalars,
     group_scalars,
     loss_scalars,
@@ -64,6 +66,7 @@ def train(config: TrainGRPOConfig) -> Path:
                     poses = run.poses(trace.actions)  # (B, G, 8, 3)
                     ticket = run.rewards.submit(run.scenes.tokens(part.index), poses)
                     means.add(trajectory_scalars(trace.actions, poses, spec, "generated"))
+                    (predicted,) = run.predict(scenes, [trace.actions])  # (B, G), None without a scorer
                     batch = PolicyBatch(
                         visual=scenes.visual,
                         context_ids=scenes.context_ids,
@@ -78,17 +81,20 @@ def train(config: TrainGRPOConfig) -> Path:
                     asked = batch._replace(wants_entropy=False)
                     reference = None if run.reference is None else run.log_probs(run.reference, asked)
                     old = run.log_probs(model, asked) if objective.num_inner_updates > 1 else None
-                    drafts.append((batch, ticket, reference, old))
+                    drafts.append((batch, ticket, predicted, reference, old))
             del model, context, trace  # where weights are sharded: a whole copy, and what it remembers
 
             # Rewards and advantages.
             scored = {}
             for update in range(objective.num_inner_updates):
-                for part, (batch, ticket, reference, old) in zip(micro_batches, drafts, strict=True):
+                for part, draft in zip(micro_batches, drafts, strict=True):
+                    batch, ticket, predicted, reference, old = draft
                     if update == 0:
-                        scores = scored[ticket] = run.rewards.collect(ticket)
+                        scores = run.collect(ticket, part, batch.actions, "generated", predicted)
+                        scored[ticket] = scores
                         means.add(reward_scalars(scores, "generated"))
-                        means.add(group_scalars(scores.rewards))
+                        means.add(agreement_scalars(scores, "generated"))
+                        means.add(group_scalars(scores.learned))
                     rewards, is_valid = scored[ticket].tensors(engine.device)  # (B, G)
                     advantages = group_advantages(rewards, is_valid)  # (B, G)
 

@@ -9,7 +9,9 @@ The G samples of the generator are the refiner's anchors, and, offline, its targ
 refinements that it samples itself. One pass of the refiner per anchor gives the likelihood of all targets.
 Its gradient reaches the refinement blocks and nothing else. Ratios are 1 in a step's first update, so that
 the gradient is that of the likelihood; later ones are clipped as in equation 3 (the paper does not say).
-Terms are switched off by `objective.generator`, `.offline`, `.online`: the rows of the paper's ablation.
+Terms are switched off by `objective.generator`, `.offline`, `.online`: the rows of the paper's ablation. With
+`reward.scorer_path` the score that a learned scorer predicts is added to the true one, times
+`reward.scorer_weight`.
 
     python rl/train_hybrid.py checkpoint_path=RUN dataset_root=DATASET metric_cache_path=CACHE
     torchrun --nproc_per_node 2 rl/train_hybrid.py engine.backend=ddp ...
@@ -36,6 +38,7 @@ from drivefine_agent.training.from_mapping import from_mapping
 from rl.config import TrainHybridConfig
 from rl.monitors import (
     Means,
+    agreement_scalars,
     entropy_scalars,
     group_scalars,
     loss_scalars,
@@ -79,7 +82,7 @@ def train(config: TrainHybridConfig) -> Path:
                     anchor_ticket = run.rewards.submit(tokens, poses)
                     means.add(trajectory_scalars(anchors, poses, spec, "generated"))
 
-                    targets, refined_ticket = [], None
+                    targets, answers, refined_ticket = [], [anchors], None
                     if objective.offline:
                         targets.append(trace.actions[:, None].expand(-1, anchors.shape[1], -1, -1))
                     if objective.online:
@@ -87,10 +90,11 @@ def train(config: TrainHybridConfig) -> Path:
                             model, context, ask.refine, anchors, rollout, seed, part.visits
                         )  # (B, A, K, L)
                         targets.append(refined)
-                        poses = run.poses(refined.flatten(1, 2))  # (B, A K, 8, 3)
+                        answers.append(refined.flatten(1, 2))  # (B, A K, L)
+                        poses = run.poses(answers[1])  # (B, A K, 8, 3)
                         refined_ticket = run.rewards.submit(tokens, poses)
-                        means.add(trajectory_scalars(refined.flatten(1, 2), poses, spec, "refined"))
-
+                        means.add(trajectory_scalars(answers[1], poses, spec, "refined"))
+                    predicted = run.predict(scenes, answers)  # None of each without a learned scorer
                     batch = PolicyBatch(
                         visual=scenes.visual,
                         context_ids=scenes.context_ids,
@@ -108,22 +112,27 @@ def train(config: TrainHybridConfig) -> Path:
                     if run.reference is not None:
                         reference = run.log_probs(run.reference, asked._replace(targets=None))
                     old = run.log_probs(model, asked) if objective.num_inner_updates > 1 else None
-                    drafts.append((batch, anchor_ticket, refined_ticket, reference, old))
+                    drafts.append((batch, answers, predicted, anchor_ticket, refined_ticket, reference, old))
             del model, context, trace  # where weights are sharded: a whole copy, and what it remembers
 
             scored = {}
             for update in range(objective.num_inner_updates):
                 for part, draft in zip(micro_batches, drafts, strict=True):
-                    batch, anchor_ticket, refined_ticket, reference, old = draft
+                    batch, answers, predicted, anchor_ticket, refined_ticket, reference, old = draft
 
                     # Rewards.
                     if update == 0:
-                        scores = scored[anchor_ticket] = run.rewards.collect(anchor_ticket)
+                        scores = run.collect(anchor_ticket, part, answers[0], "generated", predicted[0])
+                        scored[anchor_ticket] = scores
                         means.add(reward_scalars(scores.first(num_samples), "generated"))
-                        means.add(group_scalars(scores.rewards[:, :num_samples]))
+                        means.add(agreement_scalars(scores.first(num_samples), "generated"))
+                        means.add(group_scalars(scores.learned[:, :num_samples]))
                         if refined_ticket is not None:
-                            refined_scores = scored[refined_ticket] = run.rewards.collect(refined_ticket)
+                            refined_scores = scored[refined_ticket] = run.collect(
+                                refined_ticket, part, answers[1], "refined", predicted[1]
+                            )
                             means.add(reward_scalars(refined_scores, "refined"))
+                            means.add(agreement_scalars(refined_scores, "refined"))
                             means.add(refinement_scalars(scores.rewards, refined_scores.rewards))
                     anchor_rewards, is_known = scored[anchor_ticket].tensors(engine.device)  # (B, A)
                     rewards, is_valid = anchor_rewards[:, :num_samples], is_known[:, :num_samples]  # (B, G)

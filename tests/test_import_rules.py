@@ -16,7 +16,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("actions", "answer", "provenance"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),
     ("prompt", "autoregressive", "pose_diffusion"),
-    ("planner",),
+    ("planner", "learned_scorer"),
     ("navsim_api",),
     ("navsim_inputs",),
     ("features", "selection", "loaded_planners", "training"),
@@ -29,7 +29,16 @@ LAYERS: list[tuple[str, ...]] = [
 SIBLING_EXCEPTIONS = {
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
-ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "autoregressive", "pose_diffusion", "planner"}
+ABOVE_DATA = {
+    "answer",
+    "diffusion",
+    "model",
+    "prompt",
+    "autoregressive",
+    "pose_diffusion",
+    "planner",
+    "learned_scorer",
+}
 AGENTS = {
     "navsim_api",
     "navsim_inputs",

@@ -7,7 +7,8 @@ Each argument is NAME=FILE or FILE: a result CSV of NAVSIM 1.1 or 2.2 (of tools/
 itself), or a folder that holds `results.csv`. The others are compared with the first agent, or with
 --against. Of two-stage results the mapping groups are compared, since only they have a combined score, if
 `*_groups.csv` (of tools/evaluate.py) lies beside each file; otherwise the samples, each stage by itself. A
-result without a group's samples is compared over the groups that are complete for both.
+result without a group's samples is compared over the groups that are complete for both. Agents that know more
+than a planner can, such as an oracle, are marked, by the summary.json beside their results.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,7 @@ from drivefine_agent.evaluation.comparison import (
     compare,
     format_comparison,
 )
+from drivefine_agent.evaluation.job import BEFORE_NAME, RESULTS_NAME, SUMMARY_NAME
 from drivefine_agent.evaluation.results_csv import read_csv
 from drivefine_agent.evaluation.results_csv_v2 import (
     groups_path,
@@ -128,10 +130,26 @@ def read_results(paths: Mapping[str, Path]) -> list[Comparable]:
     ]
 
 
+def read_privileged(path: Path) -> str:
+    """What the agent of a result knew that none can, by the summary beside it; empty where there is none.
+
+    Raises:
+      DataError: the summary is damaged.
+    """
+    summary = path.parent / SUMMARY_NAME
+    if path.name not in (RESULTS_NAME, BEFORE_NAME) or not summary.is_file():
+        return ""
+    try:
+        return str(json.loads(summary.read_text()).get("privileged", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"the summary {summary} is damaged ({error}): evaluate again") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Read, compare, print."""
     arguments = parse_arguments(argv)
     contents = []
+    privileged = {name: read_privileged(path) for name, path in arguments.results.items()}
     for what in read_results(arguments.results):
         if arguments.metric not in what.names:
             raise DataError(
@@ -147,12 +165,16 @@ def main(argv: list[str] | None = None) -> None:
             arguments.seed,
             what.names,
         )
-        print(format_comparison(summaries, base, arguments.metric, arguments.level, what.names))
+        marked = [replace(s, name=f"{s.name} (privileged)") if privileged[s.name] else s for s in summaries]
+        print(format_comparison(marked, base, arguments.metric, arguments.level, what.names))
         print(
             f"\n{arguments.resamples} paired resamples of the {what.unit} valid for both agents;"
-            " * excludes zero.\n"
+            " * excludes zero."
         )
-        rows = [asdict(summary) for summary in summaries]
+        for name in filter(privileged.get, what.tables):
+            print(f"{name} is privileged ({privileged[name]}): a bound, not the result of a planner.")
+        print()
+        rows = [asdict(summary) | {"privileged": privileged[summary.name]} for summary in summaries]
         contents.append({"base": base, "metric": arguments.metric, "unit": what.unit, "agents": rows})
     if arguments.json is not None:
         written = contents[0] if len(contents) == 1 else {"stages": contents}

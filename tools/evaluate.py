@@ -46,7 +46,7 @@ from drivefine_agent.evaluation.job import (
     write_predictions,
 )
 from drivefine_agent.evaluation.job_v2 import run_evaluation_v2, score_and_write
-from drivefine_agent.evaluation.outcomes import plans_of
+from drivefine_agent.evaluation.outcomes import plans_of, privileged_of
 from drivefine_agent.provenance import describe
 
 
@@ -78,12 +78,14 @@ def evaluate_predictions(path: Path, scenes: SplitScenes, settings: EvaluationSe
         raise DataError(f"output_dir must be another folder than that of the predictions {path}")
     windows = (*scenes.windows, *scenes.second_stage)
     plans = plans_of(path, [window.token for window in windows])
-    write_predictions(list(plans.values()), settings)
+    privileged = privileged_of(path)
+    write_predictions(list(plans.values()), settings, privileged)
+    name, facts = f"{path.name}{' (privileged)' if privileged else ''}", {"privileged": privileged}
     identity = identify(settings, {"predictions": str(path)}, windows)
     if settings.benchmark == "navsim_v1":
         outcomes, counts = score_plans(plans, windows, settings, identity)
-        return write_evaluation(outcomes, path.name, settings, identity, counts)
-    return score_and_write(plans, path.name, windows, settings, identity, scenes.groups)
+        return write_evaluation(outcomes, name, settings, identity, counts, facts)
+    return score_and_write(plans, name, windows, settings, identity, facts, scenes.groups)
 
 
 def read_settings(config: DictConfig) -> tuple[SplitScenes, EvaluationSettings]:
@@ -156,9 +158,13 @@ def print_results(name: str, files: EvaluationFiles, has_checkpoint: bool) -> No
         for row in pd.read_csv(files.scores).itertuples():
             value = "n/a" if np.isnan(row.score) else f"{100 * row.score:.2f}"
             print(f"  {row.name:23} {value}   ({row.num_valid} of {row.num_scenes} scenes, {row.traffic})")
+    summary = json.loads(files.summary.read_text())
+    if summary["privileged"]:
+        print(f"  PRIVILEGED   {summary['privileged']}: a bound, not the result of a planner")
     if has_checkpoint:
-        learned = json.loads(files.summary.read_text())["training_data"]
-        print(f"  trained on   {describe(learned)}")
+        print(f"  trained on   {describe(summary['training_data'])}")
+    if "planning" in summary:
+        print("  planning     {mean_ms} ms per scene, median {median_ms}".format(**summary["planning"]))
     print(f"  results      {files.results}")
     if files.scores is not None:
         print(f"  all rules    {files.scores}")

@@ -50,6 +50,14 @@ class BatchPlanner(Protocol):
         ...
 
 
+def privileged_knowledge(planner: BatchPlanner) -> str:
+    """What a planner knows that none can when driving, by its attribute `privileged`; empty for honest ones.
+
+    Every output of an evaluation carries it: such results are bounds, not results of a planner.
+    """
+    return str(getattr(planner, "privileged", ""))
+
+
 class NoPlanner:
     """Stands where nothing is planned, because the trajectories come from a file."""
 

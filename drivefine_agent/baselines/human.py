@@ -17,6 +17,7 @@ class Human:
 
     needs_image = False
     needs_scoring_scene = False
+    privileged = "the recorded future"
 
     def __init__(self, quantise: bool = False) -> None:
         """Args: quantise: encode the trajectory in the paper's action tables and decode it again."""

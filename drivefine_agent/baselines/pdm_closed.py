@@ -27,6 +27,7 @@ class PDMClosed:
 
     needs_image = False
     needs_scoring_scene = True
+    privileged = "map and road users, NAVSIM's reference"
 
     def name(self) -> str:
         """Name for tables and reports."""

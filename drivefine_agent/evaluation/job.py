@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from drivefine_agent.baselines.base import BatchPlanner
+from drivefine_agent.baselines.base import BatchPlanner, privileged_knowledge
 from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.data.sensors import read_image
@@ -248,8 +248,27 @@ def make_plans(
     driver = Driver(planner, source, image_reader(settings))
     with _bar(settings, len(windows), f"{planner.name()}: planning") as bar:
         plans = drive(driver, windows, done, log.append, settings.batch_size, bar.update)
-    write_predictions(list(plans.values()), settings)
+    write_predictions(list(plans.values()), settings, privileged_knowledge(planner))
     return plans
+
+
+def planner_facts(
+    planner: BatchPlanner, plans: Mapping[str, SceneOutcome], settings: EvaluationSettings
+) -> dict[str, Any]:
+    """What the summary says of a planner: privileged knowledge, and how long it took per scene.
+
+    Times are shares of a batch. The first batch of a process warms up: the median tells more than the mean.
+    """
+    times = [plan.planning_ms for plan in plans.values() if plan.planning_ms is not None]
+    return {
+        "privileged": privileged_knowledge(planner),
+        "planning": {
+            "mean_ms": round(float(np.mean(times)), 3) if times else None,
+            "median_ms": round(float(np.median(times)), 3) if times else None,
+            "num_timed": len(times),
+            "batch_size": settings.batch_size,
+        },
+    }
 
 
 def score_plans(
@@ -304,7 +323,8 @@ def run_evaluation(
     plans = make_plans(planner, windows, settings, agent)
     identity = identify(settings, agent, windows)
     outcomes, counts = score_plans(plans, windows, settings, identity)
-    return write_evaluation(outcomes, planner.name(), settings, identity, counts)
+    facts = planner_facts(planner, plans, settings)
+    return write_evaluation(outcomes, planner.name(), settings, identity, counts, facts)
 
 
 def _bar(settings: EvaluationSettings, total: int, text: str) -> tqdm:
@@ -317,8 +337,18 @@ def write_evaluation(
     settings: EvaluationSettings,
     identity: Mapping[str, Any],
     counts: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> EvaluationFiles:
-    """Write NAVSIM's CSV, the trajectories, failures and a summary; files of an earlier run are replaced."""
+    """Write NAVSIM's CSV, the trajectories, failures and a summary; files of an earlier run are replaced.
+
+    Args:
+      outcomes: of all scenes.
+      agent_name: for the summary.
+      settings: of the evaluation.
+      identity: of `identify`.
+      counts: of `score_plans`.
+      facts: of `planner_facts`; of a file's predictions, what is known of `privileged`.
+    """
     folder = settings.output_dir
     table = stage_table(outcomes, FINAL)
     write_csv(folder / RESULTS_NAME, table)
@@ -332,6 +362,7 @@ def write_evaluation(
     means = {name: None if np.isnan(mean := table[name].mean()) else float(mean) for name in METRICS_V1}
     summary = {
         "agent_name": agent_name,
+        **facts,
         **stamp(settings),
         "num_valid": int(table["valid"].sum()),
         **counts,
@@ -365,10 +396,12 @@ def training_data_of(identity: Mapping[str, Any]) -> list[dict[str, Any] | None]
     return None if card is None else all_training_data(card)
 
 
-def write_predictions(outcomes: Sequence[SceneOutcome], settings: EvaluationSettings) -> Path:
-    """Write the trajectories (`predictions.parquet`)."""
+def write_predictions(
+    outcomes: Sequence[SceneOutcome], settings: EvaluationSettings, privileged: str = ""
+) -> Path:
+    """Write the trajectories (`predictions.parquet`), marked where their planner was privileged."""
     path = settings.output_dir / PREDICTIONS_NAME
-    write_bytes(path, predictions_table(outcomes).to_parquet(index=False))
+    write_bytes(path, predictions_table(outcomes, privileged).to_parquet(index=False))
     return path
 
 

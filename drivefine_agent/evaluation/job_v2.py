@@ -31,6 +31,7 @@ from drivefine_agent.evaluation.job import (
     EvaluationSettings,
     identify,
     make_plans,
+    planner_facts,
     score_plans,
     stamp,
     training_data_of,
@@ -95,9 +96,8 @@ def run_evaluation_v2(
     """
     check_pairs(windows, groups)
     plans = make_plans(planner, windows, settings, agent)
-    return score_and_write(
-        plans, planner.name(), windows, settings, identify(settings, agent, windows), groups
-    )
+    identity, facts = identify(settings, agent, windows), planner_facts(planner, plans, settings)
+    return score_and_write(plans, planner.name(), windows, settings, identity, facts, groups)
 
 
 def score_and_write(
@@ -106,9 +106,13 @@ def score_and_write(
     windows: Sequence[SceneWindow],
     settings: EvaluationSettings,
     identity: Mapping[str, Any],
+    facts: Mapping[str, Any],
     groups: Sequence[StageGroup] = (),
 ) -> EvaluationFiles:
-    """Score plans (`job.make_plans`, or read from a file) by NAVSIM 2's rules and write the results."""
+    """Score plans (`job.make_plans`, or read from a file) by NAVSIM 2's rules and write the results.
+
+    Other arguments as in `job.write_evaluation`.
+    """
     check_pairs(windows, groups)
     outcomes, counts = score_plans(plans, windows, settings, identity)
     pdms = None if settings.benchmark == TWO_STAGE else _pdms(plans, windows, settings, identity)
@@ -133,6 +137,7 @@ def score_and_write(
     means = own.means.combined if isinstance(own, TwoStageResult) else table[list(METRICS_V2)].mean()
     summary = {
         "agent_name": agent_name,
+        **facts,
         **stamp(settings),
         "num_valid": int(table["valid"].sum()),
         "num_failed": int((~table["valid"]).sum()),

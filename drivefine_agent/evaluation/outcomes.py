@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.atomic import write_bytes
@@ -47,6 +48,8 @@ class SceneOutcome:
 
     token: str
     stages: dict[str, StageOutcome] = field(default_factory=dict)
+    planning_ms: float | None = None
+    """Of plans: what planning took, as this scene's share of its batch, without the reading of images."""
 
     @property
     def is_valid(self) -> bool:
@@ -125,7 +128,9 @@ class OutcomeLog:
                     )
                     for name, stage in record["stages"].items()
                 }
-                self.outcomes[record["token"]] = SceneOutcome(record["token"], stages)
+                self.outcomes[record["token"]] = SceneOutcome(
+                    record["token"], stages, record.get("planning_ms")
+                )
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"line {number} of {self.path} is no outcome of an evaluation ({error}): delete the file "
@@ -145,15 +150,35 @@ def stage_table(outcomes: Sequence[SceneOutcome], stage: str) -> pd.DataFrame:
     return result_table([outcome.token for outcome in outcomes], SubScoresV1(**values), is_valid)
 
 
-def predictions_table(outcomes: Sequence[SceneOutcome]) -> pd.DataFrame:
-    """Trajectories as tools/score_trajectories.py reads them: token, trajectory_id, poses (24 floats)."""
+def predictions_table(outcomes: Sequence[SceneOutcome], privileged: str = "") -> pd.DataFrame:
+    """Trajectories as tools/score_trajectories.py reads them: token, trajectory_id, poses (24 floats).
+
+    Args:
+      outcomes: plans.
+      privileged: of planners that know more than one can: a further column that says what.
+    """
     rows = [
         {"token": outcome.token, "trajectory_id": name, "poses": list(stage.poses)}
         for outcome in outcomes
         for name, stage in outcome.stages.items()
         if stage.poses is not None
     ]
-    return pd.DataFrame(rows, columns=["token", "trajectory_id", "poses"])
+    table = pd.DataFrame(rows, columns=["token", "trajectory_id", "poses"])
+    return table.assign(privileged=privileged) if privileged else table
+
+
+def privileged_of(path: Path) -> str:
+    """What the planner of a predictions file knew that none can; empty for honest ones.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    try:
+        if "privileged" not in pq.read_schema(path).names:
+            return ""
+        return "; ".join(sorted(set(pd.read_parquet(path, columns=["privileged"])["privileged"])))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no Parquet file of predictions: {error}") from error
 
 
 def plans_of(path: Path, tokens: Sequence[str]) -> dict[str, SceneOutcome]:

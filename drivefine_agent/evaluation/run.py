@@ -6,6 +6,7 @@ zero. Only errors that this package raises on purpose become such outcomes; a bu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,13 +124,16 @@ class Driver:
                 prepared.append(self._prepare(window))
             except DriveFineError as error:
                 outcomes[window.token] = self._failed(window, error)
-        for case, result in zip(prepared, self._plan(prepared), strict=True):
+        started = time.perf_counter()
+        results = self._plan(prepared)
+        planning_ms = 1000.0 * (time.perf_counter() - started) / max(len(prepared), 1)
+        for case, result in zip(prepared, results, strict=True):
             token = case.window.token
             if isinstance(result, DriveFineError):
                 outcomes[token] = self._failed(case.window, result)
             else:
                 outcomes[token] = SceneOutcome(
-                    token, {name: planned(poses) for name, poses in result.items()}
+                    token, {name: planned(poses) for name, poses in result.items()}, planning_ms
                 )
         return [outcomes[window.token] for window in windows]
 

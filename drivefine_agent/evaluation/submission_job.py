@@ -21,7 +21,7 @@ from drivefine_agent.data.submission import Predictions, Submission, TeamInfo, r
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.job import EvaluationSettings, make_plans
-from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome, read_predictions
+from drivefine_agent.evaluation.outcomes import FINAL, SceneOutcome, privileged_of, read_predictions
 from drivefine_agent.evaluation.submission_check import WantedTokens
 
 FALLBACKS = ("constant_velocity",)
@@ -99,7 +99,7 @@ def read_prediction_files(paths: Sequence[Path]) -> list[Predictions]:
         seeds are appended; of a two-stage submission both stages together.
 
     Raises:
-      DataError: a file is missing or damaged, or holds no trajectory `final`.
+      DataError: a file is missing or damaged, holds no trajectory `final`, or is a privileged planner's.
     """
     found: list[Predictions] = []
     for path in paths:
@@ -108,6 +108,11 @@ def read_prediction_files(paths: Sequence[Path]) -> list[Predictions]:
             both = {**submission.first_stage, **submission.second_stage}
             found += [both] if submission.is_two_stage else submission.predictions
             continue
+        if privileged := privileged_of(path):
+            raise DataError(
+                "a submission must come from a planner that sees the past only, but that of "
+                f"{path} knew more: {privileged}"
+            )
         by_id = read_predictions(path)
         if FINAL not in by_id:
             raise DataError(f"predictions must hold trajectories {FINAL!r}, got {sorted(by_id)} in {path}")

@@ -113,7 +113,7 @@ def score_two_stage(
     write_predictions(list(plans.values()), settings)
     # What was scored before is recognised by the plan itself, so the agent needs no identity here.
     identity = identify(settings, {}, windows)
-    return score_and_write(plans, submission.team.team_name, windows, settings, identity, scenes.groups)
+    return score_and_write(plans, submission.team.team_name, windows, settings, identity, {}, scenes.groups)
 
 
 def seed_summary(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

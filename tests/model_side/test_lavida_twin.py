@@ -142,15 +142,19 @@ def picture() -> NDArray[np.uint8]:
     return (values % 256).astype(np.uint8)
 
 
+@DTYPES
 @torch.no_grad()
 def test_tower_features_and_tiles(model: DriveFineModel) -> None:
+    # LaViDa multiplies out its attention and rounds between the products, where the kernel that we use does
+    # not: in bfloat16 half a per cent. So here the tower does too, and is equal to the bit where LaViDa ran.
+    model.vision.tower.set_attn_implementation("eager")
     # LaViDa's views of the image: the whole, squeezed; then 2 x 2 tiles of the letterboxed one.
     image = picture()
     whole, four = TileSpec(1, 1, 384, "resize"), TileSpec(2, 2, 384, "letterbox")
     tiles = np.concatenate([tile_image(image, whole), tile_image(image, four)])
     features = model.vision(torch.from_numpy(tiles)[None])[0]
     # The output of the second of the twin's three layers, every ninth patch.
-    assert_equal(features[:, ::9], GOLDEN["tower_features"], torch.float32)
+    assert_equal(features[:, ::9], expected("tower_features", model.dtype), model.dtype)
 
 
 @torch.no_grad()

@@ -1,0 +1,223 @@
+"""Runs what tables need, each command once: data, training of every arm and seed, evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from drivefine_agent.commands import run_command, stop_commands
+from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.errors import DataError
+from drivefine_agent.reproduction.arms import ARMS, with_parents
+from drivefine_agent.reproduction.plans import PLANS
+from drivefine_agent.reproduction.tables import Benchmark, Table
+
+_DONE_NAME = "command.json"
+_UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What navsim_configs/reproduce.yaml holds."""
+
+    tables: tuple[str, ...]
+    """Of `tables.TABLES`."""
+    output: str
+    """Folder of data, models and evaluations; what is there already is not made again."""
+    results: str
+    """Folder of the pages."""
+    seeds: tuple[int, ...]
+    jobs: int
+    """Commands at a time, one core each."""
+    world: Mapping[str, Any] | None
+    """Arguments of tools/make_world.py for training; None: `train` names data that exist."""
+    test_world: Mapping[str, Any] | None
+    train: Mapping[str, str | None]
+    """dataset_root and train_test_split, or other keys of the data."""
+    test: Mapping[str, str | None]
+    two_stage: Mapping[str, str | None]
+    recipes: Mapping[str, tuple[str, ...]]
+    """Overrides of the training scripts, by the arms' recipe."""
+    evaluation: tuple[str, ...] = ()
+    """Overrides of tools/evaluate.py."""
+    same_as: Mapping[str, str] = field(default_factory=dict)
+    """Plans that are another plan: `hybrid_coarse_n2` where the main model has 2 refinement blocks."""
+    skip: tuple[str, ...] = ()
+    """Plans whose rows are left out."""
+    launcher: tuple[str, ...] = ()
+    """Command before a script of rl/ in place of this Python, such as torchrun and its options."""
+
+
+def _arguments(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, value in values.items() if value is not None)
+
+
+def run_once(
+    folder: Path, script: str, *arguments: str, log: Path | None, launcher: Sequence[str] = ()
+) -> None:
+    """Runs a command that fills a folder, unless the same one has done so before.
+
+    Raises:
+      DataError: another command has filled the folder.
+    """
+    done = folder / _DONE_NAME
+    command = [script, *arguments]
+    if done.is_file():
+        if json.loads(done.read_text()) != command:
+            raise DataError(
+                f"{folder} was made by another command than this configuration asks for (see {done}): choose "
+                "another output, or delete the folder"
+            )
+        return
+    run_command(script, *arguments, log=log, launcher=launcher)
+    write_bytes(done, (json.dumps(command, indent=1) + "\n").encode())
+
+
+class Reproduction:
+    """Folders and commands of one output folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        """See `Settings`."""
+        self.settings = settings
+        self.output = Path(settings.output)
+
+    # ------------------------------------------------------------------------------------------ data
+
+    def prepare(self, benchmarks: Iterable[Benchmark], trains: bool) -> None:
+        """Worlds, and scenes prepared for scoring, as far as the benchmarks need them."""
+        for name, world in (("world", self.settings.world), ("test_world", self.settings.test_world)):
+            if world is not None and (trains or name == "test_world"):
+                folder = self.output / name
+                run_once(folder, "tools/make_world.py", f"output={folder}", *_arguments(world), log=None)
+        if trains:
+            self._build_cache("cache_train", self.settings.train, "navsim_v1")
+        if "navsim_v1" in benchmarks:
+            self._build_cache("cache_test", self.settings.test, "navsim_v1")
+        if "navsim_v2" in benchmarks:
+            self._build_cache("cache_test_v2", self.settings.test, "navsim_v2")
+
+    def _build_cache(self, name: str, data: Mapping[str, str | None], benchmark: Benchmark) -> None:
+        folder = self.output / name
+        arguments = (*_arguments(data), f"benchmark={benchmark}", f"metric_cache_path={folder}")
+        run_once(folder, "tools/build_scene_cache.py", *arguments, log=None)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def arm_folder(self, arm: str | None, seed: int) -> Path:
+        """Where an arm's model lies; evaluations of what is not trained have one place for all seeds."""
+        return self.output / _UNTRAINED if arm is None else self.output / f"seed{seed}" / arm
+
+    def train(self, name: str, seed: int) -> None:
+        """One arm, whose parent is trained."""
+        arm, folder = ARMS[name], self.arm_folder(name, seed)
+        is_mlp = arm.recipe == "ego_status_mlp"
+        arguments = [
+            *_arguments(self.settings.train),
+            f"output_dir={folder}",
+            f"{'mlp' if is_mlp else 'run'}.seed={seed}",
+        ]
+        if not is_mlp:
+            arguments.append(f"tile_cache_path={self.output / 'tiles'}")
+        if arm.script.startswith("rl/"):
+            arguments.append(f"metric_cache_path={self.output / 'cache_train'}")
+        if arm.parent is not None:
+            arguments.append(arm.start.format(self.arm_folder(arm.parent, seed)))
+        arguments += [*self.settings.recipes[arm.recipe], *arm.overrides]
+        log = folder.with_name(f"{name}.log")
+        launcher = self.settings.launcher if arm.script.startswith("rl/") else ()
+        run_once(folder, arm.script, *arguments, log=log, launcher=launcher)
+
+    # ------------------------------------------------------------------------------------------ evaluation
+
+    def evaluation_folder(self, plan: str, benchmark: Benchmark, seed: int) -> Path:
+        """Where tools/evaluate.py writes."""
+        return self.arm_folder(PLANS[plan].arm, seed) / "evaluations" / plan / benchmark
+
+    def evaluate(self, plan: str, benchmark: Benchmark, seed: int) -> None:
+        """One evaluation of a trained arm. EPDMS of one stage is that of the trajectories PDMS was given."""
+        folder = self.evaluation_folder(plan, benchmark, seed)
+        arm = self.arm_folder(PLANS[plan].arm, seed)
+        agent = tuple(override.replace("{}", str(arm)) for override in PLANS[plan].overrides)
+        if benchmark == "navsim_v2":
+            planned = self.evaluation_folder(plan, "navsim_v1", seed)
+            agent = ("agent=none", f"predictions={planned / 'predictions.parquet'}", "pdms=false")
+            data = (*_arguments(self.settings.test), f"metric_cache_path={self.output / 'cache_test_v2'}")
+        elif benchmark == "navhard_two_stage":
+            data = _arguments(self.settings.two_stage)
+        else:
+            data = (*_arguments(self.settings.test), f"metric_cache_path={self.output / 'cache_test'}")
+        extra = () if benchmark == "navsim_v2" else self.settings.evaluation
+        log = folder.with_suffix(".log")
+        arguments = (f"benchmark={benchmark}", *agent, *data, *extra, f"output_dir={folder}")
+        run_once(folder, "tools/evaluate.py", *arguments, log=log)
+
+    # ------------------------------------------------------------------------------------------ all
+
+    def run(self, tables: Iterable[Table]) -> None:
+        """Everything that the tables show."""
+        wanted: dict[tuple[str, Benchmark], None] = {}
+        for table in tables:
+            for row in table.rows:
+                for benchmark in table.benchmarks:
+                    if benchmark == "navsim_v2":  # scores what navsim_v1 has planned
+                        wanted[row.plan, "navsim_v1"] = None
+                    wanted[row.plan, benchmark] = None
+        arms = with_parents(arm for plan, _ in wanted if (arm := PLANS[plan].arm) is not None)
+        self.prepare({benchmark for _, benchmark in wanted}, trains=bool(arms))
+
+        steps: dict[Key, Step] = {}
+        for seed in self.settings.seeds:
+            for name in arms:
+                parent = ARMS[name].parent
+                after = None if parent is None else ("train", parent, seed)
+                steps["train", name, seed] = Step(partial(self.train, name, seed), after)
+            for plan, benchmark in wanted:
+                arm = PLANS[plan].arm
+                if arm is None and seed != self.settings.seeds[0]:
+                    continue
+                after = None if arm is None else ("train", arm, seed)
+                if benchmark == "navsim_v2":
+                    after = ("navsim_v1", plan, seed)
+                steps[benchmark, plan, seed] = Step(partial(self.evaluate, plan, benchmark, seed), after)
+        run_steps(steps, self.settings.jobs)
+
+
+Key = tuple[str, str, int]
+"""What is done, with which arm or plan, for which seed."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Work that waits for at most one other step."""
+
+    work: Callable[[], None]
+    after: Key | None
+
+
+def run_steps(steps: Mapping[Key, Step], jobs: int) -> None:
+    """Does all steps, `jobs` at a time, each when what it waits for is done; the first failure ends all."""
+    waiting, done, running = dict(steps), set[Key](), dict[Future[None], Key]()
+    with ThreadPoolExecutor(jobs) as pool, tqdm(desc="Commands", total=len(steps), unit="command") as bar:
+        try:
+            while waiting or running:
+                for key, step in list(waiting.items()):
+                    if len(running) < jobs and (step.after is None or step.after in done):
+                        running[pool.submit(step.work)] = key
+                        del waiting[key]
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    done.add(running.pop(future))
+                    bar.update()
+        # Whatever ends it, an interrupt or a failure, must end the other commands too; it is raised again.
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_commands()
+            raise

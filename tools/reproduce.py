@@ -1,0 +1,96 @@
+"""The paper's tables and figures, each with one command, at whatever size the configuration says.
+
+    python tools/reproduce.py tables=[table4]                    # the component ablation
+    python tools/reproduce.py tables=all seeds=[0,1,2] jobs=2
+    python tools/reproduce.py --config-name reproduce_8b tables=[table1] recipes.sft=[...]
+
+Trains what the tables show (drivefine_agent/reproduction/arms.py), evaluates it with tools/evaluate.py
+(plans.py), and writes for each table NAME.csv, NAME.md and NAME.png into `results`, with intervals and the
+paper's numbers beside ours. What several tables show is trained once; every step is a command of its own and
+is printed, `jobs` of them run at once; a stopped run goes on where it was. All keys:
+navsim_configs/reproduce.yaml.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.errors import DataError, DriveFineError
+from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.reproduction.job import Reproduction, Settings
+from drivefine_agent.reproduction.pages import draw, to_csv, to_markdown
+from drivefine_agent.reproduction.plans import PLANS
+from drivefine_agent.reproduction.results import read_evaluation, table_results
+from drivefine_agent.reproduction.tables import TABLES, Table, fitted
+from drivefine_agent.training.from_mapping import from_mapping
+
+
+def reproduce(settings: Settings) -> None:
+    """Runs what is missing, then writes the pages."""
+    started = time.monotonic()
+    unknown = sorted(set(settings.tables) - set(TABLES))
+    if unknown:
+        raise DataError(f"tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}")
+    tables = {name: fitted(TABLES[name], settings.same_as, settings.skip) for name in settings.tables}
+    job = Reproduction(settings)
+    job.run(tables.values())
+    minutes = (time.monotonic() - started) / 60
+    for name, table in tables.items():
+        write_table(name, table, job)
+    print(f"\nDone; commands of this call took {minutes:.1f} minutes.")
+
+
+def write_table(name: str, table: Table, job: Reproduction) -> None:
+    """NAME.csv, NAME.md, NAME.png in the folder of results."""
+    settings = job.settings
+    keys = settings.two_stage if table.benchmarks == ("navhard_two_stage",) else settings.test
+    scenes = load_split_scenes(from_mapping(DatasetKeys, keys))
+    log_of = {window.token: window.log_name for window in scenes.windows}
+    tables = [
+        [
+            read_evaluation(
+                {b: job.evaluation_folder(row.plan, b, seed) for b in table.benchmarks}, row.is_draft
+            )
+            for seed in settings.seeds
+        ]
+        for row in table.rows
+    ]
+    results = table_results(table, tables, [PLANS[row.plan].note for row in table.rows], log_of)
+    folder = Path(settings.results)
+    notes = folder / "notes" / f"{name}.md"
+    text = to_markdown(
+        name,
+        table,
+        results,
+        settings.seeds,
+        [f"Made by `python tools/reproduce.py tables=[{name}]` ({len(set(log_of.values()))} logs)."],
+        notes.read_text(encoding="utf-8") if notes.is_file() else "",
+    )
+    write_bytes(folder / f"{name}.csv", to_csv(table, results, settings.seeds).encode())
+    write_bytes(folder / f"{name}.md", text.encode())
+    draw(table, results, folder / f"{name}.png")
+    print(f"\n{text}\n  {folder / name}.csv, .md, .png")
+
+
+@hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="reproduce")
+def main(config: DictConfig) -> None:
+    """Convert errors made for people into one line; everything else is a bug and keeps its traceback."""
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+        if values["tables"] == "all":
+            values["tables"] = list(TABLES)
+        reproduce(from_mapping(Settings, values))
+    except (DriveFineError, ValueError, OmegaConfBaseException) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
