@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,15 @@ from drivefine_agent.features import (
     trim_contexts,
 )
 from drivefine_agent.learned_scorer import SCORER_FOLDER, LearnedScorer, load_head_for
-from drivefine_agent.loaded_planners import shared_planner
+from drivefine_agent.loaded_planners import (
+    check_decoder,
+    model_device,
+    model_dtype,
+    model_folder,
+    shared_planner,
+)
 from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName
-from drivefine_agent.model.config import DriveFineConfig
+from drivefine_agent.model.config import DecoderName, DriveFineConfig
 from drivefine_agent.model.quantization import QUANTIZATIONS, QuantizationName
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.navsim_api import (
@@ -103,6 +109,7 @@ class DriveFineAgent(AbstractAgent):
         num_denoising_steps: int = 12,
         schedule: ScheduleName = "cosine",
         temperature: float = 0.0,
+        second_pass: int = 0,
         num_samples: int = 1,
         selection: SelectionName = "first",
         scorer_path: str | None = None,
@@ -114,6 +121,7 @@ class DriveFineAgent(AbstractAgent):
         blank_image: bool = False,
         strict: bool = False,
         seed: int = 0,
+        decoder: DecoderName = "masked",
         objective: ObjectiveName = "generator",
         optimizer: Mapping[str, Any] | None = None,
         label_smoothing_bins: float = 0.0,
@@ -130,6 +138,7 @@ class DriveFineAgent(AbstractAgent):
           num_denoising_steps: of the generation expert.
           schedule: how many slots are committed in which step.
           temperature: of the generation expert; 0 is greedy.
+          second_pass: slots that the generation expert fills in twice, see `DecodingOptions`; a control.
           num_samples: plans per scene, of which `selection` names the one to drive.
           selection: see `selection.select`; `oracle` in tools/evaluate.py only.
           scorer_path: of tools/train_scorer.py, for this model; null: the folder `scorer` in checkpoint_path.
@@ -141,6 +150,7 @@ class DriveFineAgent(AbstractAgent):
           blank_image: plan without looking: the image is replaced by grey.
           strict: raise where the agent would otherwise fall back on constant velocity.
           seed: of sampling, of the training masks and of random initial weights.
+          decoder: what the checkpoint must be: `masked` (DriveFine), or the baseline `autoregressive`.
           objective: what NAVSIM's training script trains, `generator` or `refiner`.
           optimizer: fields of training.optimization.OptimizerConfig, for NAVSIM's training script.
           label_smoothing_bins: width of the training targets [bins], for NAVSIM's training script.
@@ -154,8 +164,8 @@ class DriveFineAgent(AbstractAgent):
             raise ValueError(f"DriveFine plans {NUM_POSES} poses, {POSE_INTERVAL_S} s apart, got {sampling}")
         if selection not in SELECTIONS:
             raise ValueError(f"unknown selection {selection!r}: choose one of {', '.join(SELECTIONS)}")
-        self._device = _device(device)
-        self._dtype = _dtype(dtype, self._device)
+        self._device = model_device(device)
+        self._dtype = model_dtype(dtype, self._device)
         self._checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self._preset = None if preset is None else ModelChoice(preset=preset)  # type: ignore[arg-type]
         self._options = DecodingOptions(
@@ -163,6 +173,7 @@ class DriveFineAgent(AbstractAgent):
             schedule=schedule,
             temperature=temperature,
             num_samples=num_samples,
+            second_pass=second_pass,
             refine=refine,
         )
         self._selection = selection
@@ -179,6 +190,12 @@ class DriveFineAgent(AbstractAgent):
         self._blank_image = blank_image
         self._strict = strict
         self._seed = seed
+        if decoder not in ("masked", "autoregressive") or (decoder != "masked" and refine):
+            raise ValueError(
+                "decoder must be masked, or autoregressive with refine=false (it has no refinement expert), "
+                f"got {decoder!r} and refine={refine}"
+            )
+        self._decoder: DecoderName = decoder
         self._objective = objective
         self._optimizer = dict(optimizer or {})
         self._label_smoothing_bins = label_smoothing_bins
@@ -190,6 +207,10 @@ class DriveFineAgent(AbstractAgent):
     def name(self) -> str:
         """Name for tables and reports."""
         name = "drivefine" if self._options.refine else "drivefine_unrefined"
+        if self._decoder != "masked":
+            name = self._decoder
+        if self._options.second_pass > 0:
+            name = f"{name}_second_pass"
         if self._options.num_samples > 1:
             name += f"_best_of_{self._options.num_samples}"
         return f"{name}_{self._selection}" if self._selection in (SCORER, ORACLE) else name
@@ -321,7 +342,7 @@ class DriveFineAgent(AbstractAgent):
             if start is not None:
                 planner = Planner.from_pretrained(start)
             elif self._preset is not None:
-                planner = build_planner(self._preset, self._seed)
+                planner = build_planner(replace(self._preset, decoder=self._decoder), self._seed)
             else:
                 raise DataError(
                     "training needs weights to start from: give agent.checkpoint_path, or agent.preset=tiny"
@@ -385,6 +406,7 @@ class DriveFineAgent(AbstractAgent):
                 self._quantization,
                 self._compile,
             )
+            check_decoder(self._planner.model.config, self._decoder, self._folder())
         return self._planner
 
     @property
@@ -429,8 +451,7 @@ class DriveFineAgent(AbstractAgent):
                 "DriveFineAgent plans with trained weights: set agent.checkpoint_path to a folder that "
                 "tools/train_sft.py, rl/train_hybrid.py or NAVSIM's run_training.py wrote"
             )
-        inner = self._checkpoint_path / "model"
-        return inner if (inner / "config.json").is_file() else self._checkpoint_path
+        return model_folder(self._checkpoint_path)
 
     def _prompts(self) -> PromptBuilder:
         """Prompt format, without the weights: NAVSIM's feature caching has no use for them."""
@@ -463,22 +484,3 @@ class DriveFineAgent(AbstractAgent):
 def _as_navsim(poses: NDArray[np.float64]) -> NDArray[np.float64]:
     """Through float32, as NAVSIM is given them: then what is evaluated here scores as it does there."""
     return poses.astype(np.float32).astype(np.float64)
-
-
-def _device(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name; `auto` is bfloat16 on a GPU, else float32.
-
-    Raises:
-      ValueError: torch has no such dtype.
-    """
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype must be auto or a torch dtype such as float32 or bfloat16, got {name!r}")
-    return dtype

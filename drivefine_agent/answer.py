@@ -141,8 +141,8 @@ class AnswerLogits(NamedTuple):
     def _drawn(self, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(..., L, N) actions and log-probabilities at the points `uniform` (..., L, N)."""
         points = uniform.unflatten(-2, (-1, 3))  # (..., T, 3, N)
-        spatial, spatial_log_probs = _inverse_cdf(self.spatial, temperature, points[..., :2, :])
-        heading, heading_log_probs = _inverse_cdf(self.heading, temperature, points[..., 2, :])
+        spatial, spatial_log_probs = inverse_cdf(self.spatial, temperature, points[..., :2, :])
+        heading, heading_log_probs = inverse_cdf(self.heading, temperature, points[..., 2, :])
         actions = torch.cat([spatial, (heading + self.spatial.shape[-1])[..., None, :]], dim=-2)
         actions = actions.flatten(-3, -2)
         if self.log_normalizer is not None:
@@ -186,10 +186,10 @@ class TextLogits(NamedTuple):
     def draw(self, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """As `AnswerLogits.draw`: (..., N, L) tokens and their log-probabilities at temperature 1."""
         if self.scores.shape[-3] == uniform.shape[-2]:
-            tokens, log_probs = _inverse_cdf(self.scores, temperature, uniform[..., None])
+            tokens, log_probs = inverse_cdf(self.scores, temperature, uniform[..., None])
             return tokens.squeeze(-1), log_probs.squeeze(-1)
         points = uniform.movedim(-2, -1).unsqueeze(-3)  # (..., 1, L, N)
-        tokens, log_probs = _inverse_cdf(self.scores, temperature, points)
+        tokens, log_probs = inverse_cdf(self.scores, temperature, points)
         return tokens.squeeze(-3).movedim(-1, -2), log_probs.squeeze(-3).movedim(-1, -2)
 
 
@@ -215,7 +215,7 @@ class OpenSlotLogits(NamedTuple):
             (self.spatial, self.is_open & ~is_heading, 0),
             (self.heading, self.is_open & is_heading, self.spatial.shape[-1]),
         ):
-            classes, drawn_log_probs = _inverse_cdf(logits, temperature, uniform[slots][:, None])
+            classes, drawn_log_probs = inverse_cdf(logits, temperature, uniform[slots][:, None])
             actions[slots] = classes.squeeze(-1) + offset
             log_probs[slots] = drawn_log_probs.squeeze(-1)
         return actions, log_probs
@@ -254,7 +254,7 @@ def _median_class(logits: Tensor) -> Tensor:
     return torch.searchsorted(reached, half).squeeze(-1)
 
 
-def _inverse_cdf(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_cdf(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Indices drawn from softmax(logits / T): first a chunk of the last axis, then inside the chunk.
 
     Args:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.attention import AttentionName
+from drivefine_agent.model.config import DecoderName, DriveFineConfig
 from drivefine_agent.model.quantization import QuantizationName
 from drivefine_agent.planner import Planner
 
@@ -52,3 +54,41 @@ def shared_planner(
             planner = Planner.from_pretrained(folder, None, device, dtype, attention, quantization)
             _planners[key] = planner
         return planner
+
+
+def model_folder(folder: Path) -> Path:
+    """The model in a folder: itself, or its `model/`."""
+    inner = folder / "model"
+    return inner if (inner / "config.json").is_file() else folder
+
+
+def check_decoder(config: DriveFineConfig, wanted: DecoderName, folder: Path) -> None:
+    """Keep a baseline's weights from being evaluated under another name.
+
+    Raises:
+      DataError: the model was trained for another decoder.
+    """
+    if config.decoder_type != wanted:
+        raise DataError(
+            f"the model in {folder} was trained with model.decoder={config.decoder_type}, the agent wants "
+            f"{wanted}: choose the agent of the same name (masked: agent=drivefine)"
+        )
+
+
+def model_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the GPU if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def model_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name; `auto` is bfloat16 on a GPU, else float32.
+
+    Raises:
+      ValueError: torch has no such dtype.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be auto or a torch dtype such as float32 or bfloat16, got {name!r}")
+    return dtype

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drivefine_agent.answer import AnswerLogits, OpenSlotLogits, Randomness
+from drivefine_agent.autoregressive import decode_autoregressively
 from drivefine_agent.data.types import Observation
 from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace, decode, read_out
 from drivefine_agent.errors import DataError
@@ -124,8 +125,16 @@ def generate(
     generator: Randomness = None,
     step: AnswerStep | None = None,
 ) -> DenoisingTrace:
-    """What the generation expert writes, from all slots masked to complete answers."""
+    """What the generation expert writes: from all slots masked to complete answers, or from left to right.
+
+    Raises:
+      ValueError: the model writes no action tokens.
+    """
     prompt = model.append_instruction(context, predict_ids)
+    if model.config.decoder_type == "autoregressive":
+        return decode_autoregressively(model, prompt, options, generator)
+    if model.config.decoder_type != "masked":
+        raise ValueError(f"a model with decoder_type {model.config.decoder_type!r} writes no action tokens")
     answer_step = step or model.open_slot_logits
     return decode(
         lambda actions: answer_step(prompt, actions),

@@ -163,6 +163,19 @@ _Piece = str | _Numbers | None
 """Text, numbers, or the image (None)."""
 
 
+def ego_status(observation: Observation) -> NDArray[np.float32]:
+    """(20,) the prompt's numbers as numbers, for the diffusion head of the baselines.
+
+    Velocity [m/s] (2), acceleration [m/s^2] (2), command (4), past poses (4 x 3) [m, m, rad].
+
+    Raises:
+      ValueError: as `PromptBuilder.context`.
+    """
+    _checked(observation)
+    parts = (observation.velocity, observation.acceleration, observation.driving_command)
+    return np.concatenate([*parts, np.asarray(observation.history_poses).flatten()]).astype(np.float32)
+
+
 def pad_contexts(
     contexts: Sequence[NDArray[np.int64]], pad_id: int, multiple: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:

@@ -6,6 +6,7 @@ Defaults are the paper's where it names a number; what it leaves open follows Tr
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +18,7 @@ from drivefine_agent.training.optimization import OptimizerConfig
 from rl.engine import EngineConfig
 
 
-def _reinforcement_optimizer() -> OptimizerConfig:
+def reinforcement_optimizer() -> OptimizerConfig:
     """AdamW at the paper's constant rate; the other numbers are TraceRL's."""
     return OptimizerConfig(
         learning_rate=1e-6, action_factor=1.0, betas=(0.9, 0.999), warmup_share=0.0, final_share=1.0
@@ -207,8 +208,8 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainGRPOConfig:
-    """Configuration of `rl/train_grpo.py`."""
+class ReinforcementConfig(ABC):
+    """What the configurations of all reinforcement scripts share."""
 
     output_dir: str
     """The run's folder: checkpoints, TensorBoard, and at the end `model/`."""
@@ -232,21 +233,12 @@ class TrainGRPOConfig:
     """Use only so many scenes, evenly spread."""
     tile_cache_path: str | None = None
     """Where image tiles are kept between runs; None: `tiles` in output_dir."""
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
-    generator_optimizer: OptimizerConfig = field(default_factory=_reinforcement_optimizer)
-    """Of shared and generation blocks and action tables."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         """Checks rules between sections."""
-        if self.objective.tau > self.rollout.num_denoising_steps:
-            raise ValueError(
-                f"objective.tau ({self.objective.tau}) must not exceed rollout.num_denoising_steps "
-                f"({self.rollout.num_denoising_steps})"
-            )
         for name, optimizer in self.optimizers.items():
             if optimizer.muon_learning_rate != 0.0:
                 raise ValueError(
@@ -254,9 +246,9 @@ class TrainGRPOConfig:
                 )
 
     @property
+    @abstractmethod
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """By group of parameters."""
-        return {"generator": self.generator_optimizer}
 
     @property
     def paths(self) -> DatasetPaths:
@@ -265,12 +257,36 @@ class TrainGRPOConfig:
 
 
 @dataclass(frozen=True)
+class TrainGRPOConfig(ReinforcementConfig):
+    """Configuration of `rl/train_grpo.py`."""
+
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    generator_optimizer: OptimizerConfig = field(default_factory=reinforcement_optimizer)
+    """Of shared and generation blocks and action tables."""
+
+    def __post_init__(self) -> None:
+        """Checks rules between sections."""
+        super().__post_init__()
+        if self.objective.tau > self.rollout.num_denoising_steps:
+            raise ValueError(
+                f"objective.tau ({self.objective.tau}) must not exceed rollout.num_denoising_steps "
+                f"({self.rollout.num_denoising_steps})"
+            )
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """By group of parameters."""
+        return {"generator": self.generator_optimizer}
+
+
+@dataclass(frozen=True)
 class TrainHybridConfig(TrainGRPOConfig):
     """Configuration of `rl/train_hybrid.py`."""
 
     rollout: HybridRolloutConfig = field(default_factory=HybridRolloutConfig)
     objective: HybridObjectiveConfig = field(default_factory=HybridObjectiveConfig)
-    refiner_optimizer: OptimizerConfig = field(default_factory=_reinforcement_optimizer)
+    refiner_optimizer: OptimizerConfig = field(default_factory=reinforcement_optimizer)
     """Of the refinement blocks."""
 
     @property

@@ -3,7 +3,8 @@
 Generator: each of a sample's 24 tokens is scored once, at the state in which its group of `tau` denoising
 steps began (equation 4). A sample is then J = ceil(s / tau) partially masked rows; the first of them, all
 masked, is the same for all samples of a scene and computed once. Refiner: its one-step distribution given an
-anchor scores any number of targets. All rows of a scene share one prompt.
+anchor scores any number of targets. All rows of a scene share one prompt. An autoregressive model's tokens
+are scored given the tokens before them.
 
 Shapes: B scenes, G samples, A anchors (the G samples, or G + 1), M targets per anchor, J rows, L = 24 slots.
 """
@@ -130,7 +131,9 @@ def policy_log_probs(
     with torch.set_grad_enabled(needs_gradient):
         context = model.encode_context(None, batch.context_ids, batch.context_lengths, visual)
     generator = generator_entropy = refiner = refiner_entropy = None
-    if batch.step_map is not None:
+    if batch.step_map is not None and model.is_autoregressive:
+        generator, generator_entropy = _written_log_probs(model, context, batch, temperature)
+    elif batch.step_map is not None:
         generator, generator_entropy = _trace_log_probs(model, context, batch, tau, num_steps, temperature)
     if batch.targets is not None:
         anchors = batch.actions if batch.anchors is None else batch.anchors
@@ -140,6 +143,19 @@ def policy_log_probs(
             with torch.no_grad():
                 refiner_entropy = logits.entropy()
     return PolicyLogProbs(generator, refiner, generator_entropy, refiner_entropy)
+
+
+def _written_log_probs(
+    model: DriveFineModel, context: ContextCache, batch: PolicyBatch, temperature: float
+) -> tuple[Tensor, Tensor | None]:
+    """The same of an autoregressive model: every token given those before it, one pass over G rows."""
+    prompt = model.append_instruction(context, batch.predict_ids)
+    logits = model.answer_logits(prompt, batch.actions)
+    log_probs = logits.log_probs(batch.actions, temperature)
+    if not batch.wants_entropy:
+        return log_probs, None
+    with torch.no_grad():
+        return log_probs, logits.entropy()
 
 
 def num_trace_rows(num_steps: int, tau: int) -> int:

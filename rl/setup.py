@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
+from drivefine_agent.loaded_planners import model_folder
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import Planner
 from drivefine_agent.provenance import as_record, parent_record
@@ -34,7 +35,7 @@ from drivefine_agent.training.phase import batch_order, num_epoch_steps
 from drivefine_agent.training.rollouts import Rollouts, joined, part_path, write_part
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.split_guard import check_splits, log_training_data
-from rl.config import HybridRolloutConfig, TrainGRPOConfig
+from rl.config import HybridRolloutConfig, ReinforcementConfig, TrainGRPOConfig
 from rl.engine import Engine
 from rl.monitors import Means
 from rl.policy import PolicyBatch, PolicyLogProbs, PolicyModule, policy_log_probs
@@ -49,7 +50,11 @@ from rl.run_state import (
     weights_hash,
 )
 
-_GROUP_PARTS = {"generator": ("language", "action"), "refiner": ("refinement",)}
+_GROUP_PARTS = {
+    "generator": ("language", "action"),
+    "refiner": ("refinement",),
+    "head": ("pose_head",),
+}
 _ENCODE_SCENES = 32  # images at a time through the tower, when their tokens are kept
 
 
@@ -104,6 +109,12 @@ class TrainingScenes:
             lengths = torch.from_numpy(scenes.context_lengths[rows, 0]).to(self._device)
         return SceneInputs(visual, torch.from_numpy(scenes.context_ids[rows, 0]).to(self._device), lengths)
 
+    def status(self, index: NDArray[np.int64]) -> Tensor:
+        """(B, 20) ego status of the scenes at positions (B,), for a diffusion head."""
+        status = self._demonstrations.status
+        assert status is not None
+        return torch.from_numpy(status[self._keep[index], 0]).to(self._device)
+
     def _tiles(self, index: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(self._demonstrations.tiles[self._keep[index]]).to(self._device)
 
@@ -112,7 +123,7 @@ class TrainingScenes:
 class Run:
     """A run, ready for its next step."""
 
-    config: TrainGRPOConfig
+    config: ReinforcementConfig
     engine: Engine
     planner: Planner
     """Configuration and tokenizers; its model belongs to the engine now."""
@@ -205,6 +216,7 @@ class Run:
           kind: `generated` or `refined`, for the record.
           predicted: (B, P), see `predict`.
         """
+        assert isinstance(self.config, TrainGRPOConfig)
         scores = self.rewards.collect(ticket)
         if self.config.rollout.save_scored:
             kinds, tokens = [kind] * actions.shape[1], self.scenes.tokens(part.index)
@@ -215,6 +227,7 @@ class Run:
 
     def log_probs(self, model: DriveFineModel, batch: PolicyBatch) -> PolicyLogProbs:
         """Log-probabilities under a model that the engine does not train, or not now; without gradient."""
+        assert isinstance(self.config, TrainGRPOConfig)
         with torch.no_grad():
             return policy_log_probs(model, batch, **policy_settings(self.config))
 
@@ -320,13 +333,21 @@ def policy_settings(config: TrainGRPOConfig) -> dict[str, Any]:
     return settings
 
 
-def begin_run(config: TrainGRPOConfig, stage: str, needs_reference: bool) -> Run:
+def begin_run(
+    config: ReinforcementConfig,
+    stage: str,
+    needs_reference: bool,
+    make_policy: Callable[[DriveFineModel], nn.Module] | None = None,
+    decoders: Sequence[str] = ("masked", "autoregressive"),
+) -> Run:
     """Loads everything, checks everything, and goes on from the newest checkpoint if there is one.
 
     Args:
-      config: of either script.
+      config: of any of the scripts.
       stage: the script's name in the checkpoints' card.
       needs_reference: whether a frozen copy of the starting model is wanted.
+      make_policy: the module that the engine wraps; None: `PolicyModule`, for action tokens.
+      decoders: models that the script can train, by `DriveFineConfig.decoder_type`.
 
     Raises:
       DataError: dataset, scene cache, model or checkpoint are missing or do not fit; or the scenes are test
@@ -338,6 +359,12 @@ def begin_run(config: TrainGRPOConfig, stage: str, needs_reference: bool) -> Run
     planner = Planner.from_pretrained(parent, DecodingOptions())
     if "refiner" in config.optimizers and planner.model.config.n_refine == 0:
         raise DataError(f"the model in {parent} has no refinement expert (n_refine = 0) to train")
+    if planner.model.config.decoder_type not in decoders:
+        raise DataError(
+            f"the model in {parent} was trained with model.decoder={planner.model.config.decoder_type}; this "
+            f"script trains {', '.join(decoders)}: diffusion heads are for rl/train_diffusion.py, all others "
+            "for rl/train_grpo.py"
+        )
     cache = SceneCache(Path(config.metric_cache_path))
     split = load_split_scenes(config.paths, config.train_test_split, config.max_scenes, False)
     check = check_splits(split, None, config.paths, config)
@@ -348,7 +375,11 @@ def begin_run(config: TrainGRPOConfig, stage: str, needs_reference: bool) -> Run
     scorer = None if config.reward.scorer_path is None else Path(config.reward.scorer_path)
     needs_frozen = needs_reference or scorer is not None
     frozen = copy.deepcopy(planner.model).requires_grad_(False) if needs_frozen else None
-    policy = PolicyModule(planner.model, **policy_settings(config))
+    if make_policy is None:
+        assert isinstance(config, TrainGRPOConfig)
+        policy: nn.Module = PolicyModule(planner.model, **policy_settings(config))
+    else:
+        policy = make_policy(planner.model)
     engine = Engine.create(policy, parameter_groups(planner.model, config), config.optimizers, config.engine)
     engine.share(np.arange(config.run.batch_size))  # refuses a batch that the processes cannot share
     if frozen is not None:
@@ -399,14 +430,8 @@ def begin_run(config: TrainGRPOConfig, stage: str, needs_reference: bool) -> Run
     )
 
 
-def model_folder(folder: Path) -> Path:
-    """The model in a folder: itself, or its `model/`, as the agent reads `checkpoint_path`."""
-    inner = folder / "model"
-    return inner if (inner / "config.json").is_file() else folder
-
-
 def parameter_groups(
-    model: DriveFineModel, config: TrainGRPOConfig
+    model: DriveFineModel, config: ReinforcementConfig
 ) -> dict[str, dict[str, torch.nn.Parameter]]:
     """What is trained, by group and name."""
     groups = {}
@@ -416,7 +441,7 @@ def parameter_groups(
     return groups
 
 
-def claim_run_folder(folder: Path, engine: Engine, config: TrainGRPOConfig) -> None:
+def claim_run_folder(folder: Path, engine: Engine, config: ReinforcementConfig) -> None:
     """Makes the folder and keeps the configuration in it, or checks it against the one that is there.
 
     Raises:

@@ -15,7 +15,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("data",),
     ("actions", "answer", "provenance"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),
-    ("prompt",),
+    ("prompt", "autoregressive", "pose_diffusion"),
     ("planner", "learned_scorer"),
     ("navsim_api",),
     ("navsim_inputs",),
@@ -23,13 +23,22 @@ LAYERS: list[tuple[str, ...]] = [
     ("navsim_training",),
     ("baselines", "agent"),
     ("evaluation",),
-    ("doctor",),
+    ("doctor", "reproduction"),
 ]
 # Siblings that may nevertheless use each other, with the reason.
 SIBLING_EXCEPTIONS = {
     ("agent", "baselines"),  # the agent's declared fallback is the constant-velocity baseline
 }
-ABOVE_DATA = {"answer", "diffusion", "model", "prompt", "planner", "learned_scorer"}
+ABOVE_DATA = {
+    "answer",
+    "diffusion",
+    "model",
+    "prompt",
+    "autoregressive",
+    "pose_diffusion",
+    "planner",
+    "learned_scorer",
+}
 AGENTS = {
     "navsim_api",
     "navsim_inputs",

@@ -1,4 +1,4 @@
-"""Latency of a plan, stage by stage, against no cache and against autoregressive decoding.
+"""Latency of a plan, stage by stage, against no cache and against the baselines' decoders.
 
     python tools/bench_latency.py --preset tiny
     python tools/bench_latency.py --preset llada_8b --device cuda --compile --output runs/latency_8b
@@ -7,8 +7,10 @@
 Batch 1. Every time is the median of --repetitions calls after --warmup unmeasured ones, synchronised on a
 GPU. `cached` computes the prompt once; `uncached` everything anew in each step, but for the vision tower;
 `autoregressive` writes the same 24 tokens from left to right with a growing cache, same blocks, and does not
-refine. Writes latency.csv and latency.png (form of the paper's Figure 7): latency on x; on y the scores of
---scores, a CSV with the columns method, steps, score; without it, the stages of each row.
+refine; `diffusion_head` reads the last hidden states of the same prompt and takes 5 DDIM steps with a small
+transformer (the configuration's head_width, head_blocks). Writes latency.csv and latency.png (form of the
+paper's Figure 7): latency on x; on y the scores of --scores, a CSV with the columns method, steps, score;
+without it, the stages of each row.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drivefine_agent.baselines.autoregressive import decode_autoregressively
+from drivefine_agent.autoregressive import decode_autoregressively
+from drivefine_agent.diffusion.continuous import DDIMOptions, sample_chain
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode, read_out
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.attention import ATTENTIONS
@@ -36,6 +39,7 @@ from drivefine_agent.model.compiled_step import CompiledStep
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel, count_parameters
 from drivefine_agent.model.memory import TensorMemory
+from drivefine_agent.model.pose_head import NUM_STATUS, PoseHead, PromptStates
 from drivefine_agent.model.quantization import QUANTIZATIONS, quantize
 from drivefine_agent.planner import AnswerStep, refiner_logits
 
@@ -49,7 +53,7 @@ class Row:
     """One way to plan; times in ms."""
 
     method: str
-    """cached | uncached | autoregressive."""
+    """cached | uncached | autoregressive | diffusion_head."""
     steps: int
     vision_ms: float
     prefill_ms: float
@@ -161,6 +165,14 @@ def random_model(config: DriveFineConfig, device: torch.device, dtype: torch.dty
     return model
 
 
+def random_head(config: DriveFineConfig, device: torch.device, dtype: torch.dtype) -> PoseHead:
+    """A diffusion head of random weights, for a model that has none."""
+    with torch.device(device):
+        head = PoseHead(config)
+    head.initialise()
+    return head.to(dtype).eval()
+
+
 def random_inputs(model: DriveFineModel, text_tokens: int) -> Inputs:
     """A scene whose prompt has `text_tokens` tokens of text, the instruction's included."""
     config = model.config
@@ -233,12 +245,24 @@ def measure(
             return answer
         return read_out(one_pass(refine_ids, answer, visual, "refinement"), DecodingOptions())
 
+    head = random_head(model.config, model.device, model.dtype) if "diffusion_head" in methods else None
+    status = torch.zeros(1, NUM_STATUS, device=model.device)
+
+    def read_prompt(visual: Tensor) -> PromptStates:
+        return model.prompt_states(context_ids, predict_ids, None, visual)
+
+    def denoise_poses(states: PromptStates) -> Tensor:
+        assert head is not None
+        return sample_chain(
+            lambda noisy, times: head(states, noisy, times, status), 1, 1, DDIMOptions(), model.device
+        )
+
     def uncached(s: int) -> Tensor:
         visual = model.encode_images(tiles)
         return refine_uncached(visual, denoise_uncached(visual, s))
 
     def autoregressive() -> Tensor:
-        return decode_autoregressively(model, prefill(model.encode_images(tiles))[1])
+        return decode_autoregressively(model, prefill(model.encode_images(tiles))[1], DecodingOptions())
 
     prompt_tokens, parameters = prompt.length, count_parameters(model)["total"]
 
@@ -262,8 +286,17 @@ def measure(
             rows.append(row("cached", s, prefill_ms, decode_ms, refine_ms, lambda s=s: cached(s)))
     if "autoregressive" in methods:
         prefill_ms = clock.median_ms(lambda: prefill(visual))
-        decode_ms = clock.median_ms(lambda: decode_autoregressively(model, prompt))
+        decode_ms = clock.median_ms(lambda: decode_autoregressively(model, prompt, DecodingOptions()))
         rows.append(row("autoregressive", 24, prefill_ms, decode_ms, 0.0, autoregressive))
+    if head is not None:
+        prefill_ms, states = clock.median_ms(lambda: read_prompt(visual)), read_prompt(visual)
+        decode_ms = clock.median_ms(lambda: denoise_poses(states))
+        rows.append(
+            row(
+                "diffusion_head", DDIMOptions().num_steps, prefill_ms, decode_ms, 0.0,
+                lambda: denoise_poses(read_prompt(model.encode_images(tiles))),
+            )
+        )  # fmt: skip
     if "uncached" in methods:
         refine_ms = clock.median_ms(lambda: refine_uncached(visual, answer)) if can_refine else 0.0
         for s in steps:
@@ -386,7 +419,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, nargs="+", default=STEPS, help="denoising steps (default: %(default)s)"
     )
-    methods = ("cached", "autoregressive", "uncached")
+    methods = ("cached", "autoregressive", "diffusion_head", "uncached")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(

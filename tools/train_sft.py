@@ -8,7 +8,8 @@
    pretraining that a real tower comes with.
 1. Generator: masked diffusion with complementary masking on the drivers' trajectories (equation 1 of the
    paper), and on answers in words where `data.sources` has some (docs/data.md). Trains vision tower,
-   projector, language model and action tables.
+   projector, language model and action tables. With model.decoder=autoregressive or diffusion_head, a
+   baseline by its own loss on the same data (docs/baselines.md); it has no refiner.
 2. Refiner: its blocks start as copies of the generator's last ones and learn to turn spoilt trajectories, the
    generator's own samples among them, into the driver's. Everything else is frozen.
 
@@ -53,6 +54,7 @@ from drivefine_agent.training.objectives import (
 from drivefine_agent.training.phase import (
     LANGUAGE_PARTS,
     PERCEPTION_PARTS,
+    POSE_HEAD_PARTS,
     REFINER_PARTS,
     VISION_PARTS,
     Phase,
@@ -178,10 +180,13 @@ def train_generator(
         sources, data.ratios, settings.batch_size, run.seed, "generator", settings.augmentation
     )
     per_epoch = batches.num_epoch_steps
+    parts = (*VISION_PARTS, *LANGUAGE_PARTS) if settings.train_vision else LANGUAGE_PARTS
+    if model.pose_head is not None:
+        parts = (*parts, *POSE_HEAD_PARTS) if settings.train_language else POSE_HEAD_PARTS
     phase = Phase.begin_or_resume(
         "generator",
         model,
-        (*VISION_PARTS, *LANGUAGE_PARTS) if settings.train_vision else LANGUAGE_PARTS,
+        parts,
         settings.optimizer,
         settings.average_decay,
         num_steps=settings.num_epochs * per_epoch,

@@ -45,6 +45,9 @@ class DecodingOptions:
     """Of the generation expert's candidates; 0 takes the most likely."""
     num_samples: int = 1
     """Answers per scene, all decoded in the same calls over one shared prompt."""
+    second_pass: int = 0
+    """Slots of each finished answer, the least certain ones, that the generation expert masks and fills in
+    once more, in one step: a control for what the refinement expert adds (`model.md` 6.4)."""
     refine: bool = True
     """Whether to re-predict all slots with the refinement expert, where the model has one."""
     refine_temperature: float = 0.0
@@ -69,6 +72,10 @@ class DecodingOptions:
         if self.temperature < 0.0 or self.refine_temperature < 0.0:
             raise ValueError(
                 f"temperatures must not be negative, got {self.temperature} and {self.refine_temperature}"
+            )
+        if not 0 <= self.second_pass <= self.answer_length:
+            raise ValueError(
+                f"second_pass must be in 0..{self.answer_length}, the number of slots, got {self.second_pass}"
             )
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
@@ -152,4 +159,26 @@ def decode(
         actions = torch.where(is_chosen, candidates, actions)
         step_map = step_map.masked_fill(is_chosen, denoise_step)
         log_probs = torch.where(is_chosen, candidate_log_probs, log_probs)
-    return DenoisingTrace(actions, step_map, log_probs)
+    trace = DenoisingTrace(actions, step_map, log_probs)
+    return trace if options.second_pass == 0 else refill(model, trace, options, generator)
+
+
+def refill(
+    model: AnswerModel, trace: DenoisingTrace, options: DecodingOptions, generator: Randomness = None
+) -> DenoisingTrace:
+    """Masks the `second_pass` slots that were least certain when committed, and fills them in, in one step.
+
+    Arguments as of `decode`. The new slots' step is `num_steps`.
+    """
+    shape, device = trace.actions.shape, trace.actions.device
+    weakest = trace.log_probs.sort(dim=-1, stable=True).indices[..., : options.second_pass]
+    is_open = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(-1, weakest, True)
+    uniform = torch.zeros(shape, dtype=torch.float64, device=device)
+    if options.temperature > 0.0:
+        uniform = random_uniform(shape, generator, device)
+    actions, log_probs = model(trace.actions.masked_fill(is_open, MASKED)).draw(options.temperature, uniform)
+    return DenoisingTrace(
+        torch.where(is_open, actions, trace.actions),
+        trace.step_map.masked_fill(is_open, options.num_steps),
+        torch.where(is_open, log_probs, trace.log_probs),
+    )

@@ -20,6 +20,8 @@ PromptType = Literal["base", "vel_and_acc"]
 PoseFormat = Literal["text", "action_tokens"]
 PromptWording = Literal["full", "short"]
 ActionRows = Literal["free", "ordinal"]
+DecoderName = Literal["masked", "autoregressive", "diffusion_head"]
+DECODERS: tuple[str, ...] = get_args(DecoderName)
 
 PERCEPTION_CHANNELS = 2
 """Of the auxiliary bird's-eye grid: drivable area; road users and objects."""
@@ -56,6 +58,11 @@ class DriveFineConfig(PreTrainedConfig):
       pose_format: numbers in the prompt as `text` (the paper) or as `action_tokens` (one shared number
         representation for input and output, for small models).
       prompt_wording: `full` sentences and chat turns, or `short`, a handful of tokens.
+      decoder_type: how a trajectory is written: `masked` diffusion over action tokens (DriveFine), or one of
+        the baselines on the same prompt: `autoregressive`, the same tokens from left to right, or
+        `diffusion_head`, poses in metres by a small diffusion transformer that reads the prompt's last
+        hidden states. Baselines have no refinement expert.
+      head_width, head_blocks, head_heads: size of that transformer.
     """
 
     model_type = "drivefine"
@@ -88,6 +95,10 @@ class DriveFineConfig(PreTrainedConfig):
         prompt_type: PromptType = "base",
         pose_format: PoseFormat = "text",
         prompt_wording: PromptWording = "full",
+        decoder_type: DecoderName = "masked",
+        head_width: int = 384,
+        head_blocks: int = 16,
+        head_heads: int = 8,
         **kwargs: Any,
     ) -> None:
         self.text_config = (
@@ -121,6 +132,10 @@ class DriveFineConfig(PreTrainedConfig):
         self.prompt_type = prompt_type
         self.pose_format = pose_format
         self.prompt_wording = prompt_wording
+        self.decoder_type = decoder_type
+        self.head_width = head_width
+        self.head_blocks = head_blocks
+        self.head_heads = head_heads
         super().__init__(**kwargs)
         self._check()
 
@@ -138,9 +153,22 @@ class DriveFineConfig(PreTrainedConfig):
             ("pose_format", self.pose_format, get_args(PoseFormat)),
             ("prompt_wording", self.prompt_wording, get_args(PromptWording)),
             ("action_rows", self.action_rows, get_args(ActionRows)),
+            ("decoder_type", self.decoder_type, DECODERS),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        if self.decoder_type != "masked" and self.n_refine > 0:
+            raise ValueError(
+                f"decoder_type {self.decoder_type!r} has no refinement expert: n_refine must be 0, "
+                f"got {self.n_refine}"
+            )
+        if self.decoder_type == "autoregressive" and not self.slot_restricted:
+            raise ValueError("decoder_type 'autoregressive' writes actions only: set slot_restricted")
+        if self.head_width % self.head_heads != 0 or self.head_blocks < 2:
+            raise ValueError(
+                "head_width must be a multiple of head_heads and head_blocks at least 2, "
+                f"got {self.head_width}, {self.head_heads} and {self.head_blocks}"
+            )
         if (self.perception_rows > 0) != (self.perception_cols > 0) or self.perception_rows < 0:
             raise ValueError(
                 "perception_rows and perception_cols must both be positive, or both 0, "
@@ -266,6 +294,9 @@ class DriveFineConfig(PreTrainedConfig):
             "prompt_type": "vel_and_acc",
             "pose_format": "action_tokens",
             "prompt_wording": "short",
+            "head_width": 96,  # with 4 blocks about as large as the refinement expert, which baselines lack
+            "head_blocks": 4,
+            "head_heads": 4,
         }
         return cls(text_config=text, vision_config=vision, **(settings | overrides))
 
@@ -304,5 +335,8 @@ class DriveFineConfig(PreTrainedConfig):
             "tile_cols": 2,
             "tile_rows": 1,
             "pool_size": 1,
+            "head_width": 32,
+            "head_blocks": 2,
+            "head_heads": 2,
         }
         return cls(text_config=text, vision_config=vision, **(settings | overrides))

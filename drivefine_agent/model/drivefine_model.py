@@ -32,6 +32,7 @@ from drivefine_agent.model.config import DriveFineConfig, Expert
 from drivefine_agent.model.heads import ActionTable, Embeddings, Heads, OrdinalActionTable
 from drivefine_agent.model.initialisation import ordinal_rows
 from drivefine_agent.model.perception_head import PerceptionHead
+from drivefine_agent.model.pose_head import PoseHead, PromptStates
 from drivefine_agent.model.vision import VisionEncoder, VisualProjector
 
 IMAGE_PLACEHOLDER = -200
@@ -56,6 +57,7 @@ class DriveFineModel(PreTrainedModel):
         self.backbone = BlockMoE(config.text_config, config.n_refine)
         self.heads = Heads(config)
         self.perception = PerceptionHead(config) if config.perception_rows > 0 else None
+        self.pose_head = PoseHead(config) if config.decoder_type == "diffusion_head" else None
         self.post_init()
         self.backbone.copy_generation_to_refinement()
         self._freeze_idle_parameters()
@@ -80,6 +82,15 @@ class DriveFineModel(PreTrainedModel):
         """Parameters that checkpoints have but no output depends on: an optimiser must not wait for them."""
         self.vision.tower.post_layernorm.requires_grad_(False)
         self.heads.lm_head.requires_grad_(not self.config.slot_restricted)
+        if self.pose_head is not None:  # no answer in tokens: neither their head nor their places
+            self.heads.requires_grad_(False)
+            if self.embeddings.answer_positions is not None:
+                self.embeddings.answer_positions.requires_grad_(False)
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether a slot is predicted from the slots before it, `actions` in the answer's place."""
+        return self.config.decoder_type == "autoregressive"
 
     def encode_images(self, tiles: Tensor) -> Tensor:
         """(B, num_visual_tokens, D) of (B, T, S, S, 3) uint8 tiles; reusable while vision is frozen."""
@@ -173,6 +184,47 @@ class DriveFineModel(PreTrainedModel):
             context = self.encode_context(tiles, context_ids, context_lengths, visual)
         return self.append_instruction(context, instruction_ids, expert)
 
+    def prompt_states(
+        self,
+        context_ids: Tensor,
+        instruction_ids: Tensor,
+        context_lengths: Tensor | None = None,
+        visual: Tensor | None = None,
+    ) -> PromptStates:
+        """Last hidden states of the whole prompt in its generation expert's path; arguments as in `prefill`.
+
+        Context and instruction see what they see in `prefill`, so that a language model that was trained
+        there can be used here as it is.
+        """
+        context = self.embed_context(context_ids, visual)
+        instruction = self.embeddings(instruction_ids).expand(len(context), -1, -1)
+        device, num_context = context.device, context.shape[1]
+        lengths = torch.full((len(context), 1), num_context, device=device)
+        if context_lengths is not None:
+            lengths = context_lengths[:, None] + num_context - context_ids.shape[1]
+        places = torch.arange(num_context, device=device)[None]
+        instruction_places = lengths + torch.arange(instruction.shape[1], device=device)
+        is_context = places < lengths
+        segments = torch.cat([torch.where(is_context, 0, -1), torch.ones_like(instruction_places)], dim=1)
+        hidden = self.backbone.one_pass(
+            torch.cat([context, instruction], dim=1),
+            torch.cat([places.expand(len(context), -1), instruction_places], dim=1),
+            segment_mask(segments, torch.zeros_like(segments)),
+        )
+        return PromptStates(hidden, None if context_lengths is None else segments >= 0)
+
+    def predict_noise(self, prompt: PromptStates, noisy: Tensor, times: Tensor, status: Tensor) -> Tensor:
+        """(B, N, 8, 3) the noise in trajectories, by the diffusion head; arguments as of `PoseHead`.
+
+        Raises:
+          ValueError: the model has no diffusion head.
+        """
+        if self.pose_head is None:
+            raise ValueError(
+                f"only a model with decoder_type 'diffusion_head' has one, got {self.config.decoder_type!r}"
+            )
+        return self.pose_head(prompt, noisy, times, status)
+
     def answer_logits(
         self, prompt: PromptCache, actions: Tensor, scored_row: Tensor | None = None
     ) -> AnswerLogits:
@@ -180,7 +232,8 @@ class DriveFineModel(PreTrainedModel):
 
         Args:
           prompt: from `append_instruction` or `prefill`; its expert answers.
-          actions: (B, R, L) action ids, `MASKED` where the slot holds the mask token.
+          actions: (B, R, L) action ids, `MASKED` where the slot holds the mask token. An autoregressive model
+            reads the complete answer and gives each slot's logits given the slots before it.
           scored_row: (B, N, L) optional: R = N J rows are N answers of J rows each, and slot l of answer n is
             only wanted from its row `scored_row[b, n, l]` in 0 .. J - 1. Saves the head on the others.
 
@@ -219,9 +272,11 @@ class DriveFineModel(PreTrainedModel):
                 f"got {tuple(actions.shape)}"
             )
         is_refinement = prompt.expert == "refinement"
+        if self.is_autoregressive:
+            actions = shifted(actions)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_refinement):
             embedded = self.embeddings.answer(actions)
-        return self._scored(self.backbone.answer(prompt, embedded), scored_row)
+        return self._scored(self.backbone.answer(prompt, embedded, self.is_autoregressive), scored_row)
 
     def text_logits(
         self, prompt: PromptCache, token_ids: Tensor, scored_row: Tensor | None = None
@@ -291,6 +346,8 @@ class DriveFineModel(PreTrainedModel):
             visual = self.encode_images(tiles)
         context = self.embed_context(context_ids, visual)
         batch_size, num_rows, length = actions.shape
+        if self.is_autoregressive:
+            actions = shifted(actions)
         instruction = self.embeddings(instruction_ids)
         instruction = instruction.expand(batch_size, *instruction.shape[-2:])
         rows = self.embeddings.answer(actions).flatten(1, 2)
@@ -315,11 +372,11 @@ class DriveFineModel(PreTrainedModel):
         )
         row_numbers = torch.zeros_like(segments)
         row_numbers[:, -num_rows * length :] = torch.arange(num_rows, device=device).repeat_interleave(length)
+        mask = segment_mask(segments, row_numbers)
+        if self.is_autoregressive:  # rows lie one after the other, and do not see each other
+            mask[:, -num_rows * length :, -num_rows * length :].tril_()
         hidden = self.backbone.one_pass(
-            torch.cat([context, instruction, rows], dim=1),
-            positions,
-            segment_mask(segments, row_numbers),
-            expert,
+            torch.cat([context, instruction, rows], dim=1), positions, mask, expert
         )
         return self.heads(hidden[:, -num_rows * length :].unflatten(1, (num_rows, length)))
 
@@ -331,7 +388,7 @@ class DriveFineModel(PreTrainedModel):
         Args:
           part: `vision` (tower), `projector`, `perception` (the auxiliary head; may be empty), `language`
             (text embeddings and head, shared and generation blocks, norm), `action` (both action tables),
-            `refinement` (the refinement expert's blocks).
+            `refinement` (the refinement expert's blocks), `pose_head` (the diffusion head; may be empty).
 
         Raises:
           ValueError: for an unknown part.
@@ -350,6 +407,7 @@ class DriveFineModel(PreTrainedModel):
             ),
             "action": ("embeddings.action_embed.", "heads.action_head."),
             "refinement": ("backbone.refine_layers.",),
+            "pose_head": ("pose_head.",),
         }
         if part not in prefixes:
             raise ValueError(f"unknown part {part!r}: choose one of {', '.join(prefixes)}")
@@ -412,10 +470,17 @@ class DriveFineModel(PreTrainedModel):
         elif isinstance(module, OrdinalActionTable):
             init.orthogonal_(module.spatial)
             init.orthogonal_(module.heading)
+        elif isinstance(module, PoseHead):
+            module.initialise()
         elif isinstance(module, (VisualProjector, Embeddings)):
             for parameter in module.parameters(recurse=False):  # newline and learned places
                 is_visual_place = isinstance(module, VisualProjector) and parameter is module.positions
                 init.normal_(parameter, mean=0.0, std=1.0 if is_visual_place else std)
+
+
+def shifted(actions: Tensor) -> Tensor:
+    """(..., L) the action before each slot; before the first one `MASKED`, whose token starts the answer."""
+    return torch.cat([torch.full_like(actions[..., :1], MASKED), actions[..., :-1]], dim=-1)
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:

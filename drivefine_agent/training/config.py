@@ -10,6 +10,7 @@ from typing import Any, Literal
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.diffusion.losses import LossWeightName
 from drivefine_agent.diffusion.masking import NoiseName
+from drivefine_agent.model.config import DecoderName
 from drivefine_agent.training.corruptions import DEFAULT_SHARES
 from drivefine_agent.training.optimization import OptimizerConfig
 from drivefine_agent.training.visual_cache import VisualType
@@ -25,6 +26,9 @@ class ModelChoice:
     init_from: str | None = None
     """Folder of a DriveFine checkpoint to start from; None: random weights. An override of n_refine gives it
     that many new refinement blocks, copies of its last blocks; it can have no other."""
+    decoder: DecoderName | None = None
+    """`autoregressive` or `diffusion_head`: a baseline on the same vision tower, prompt and blocks, without
+    refinement expert (docs/baselines.md). None: that of the checkpoint, or `masked`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,11 @@ class GeneratorConfig:
     batch_size: int = 64
     """Scenes per step."""
     pairs_per_scene: int = 1
-    """Complementary pairs of masked answers per scene and step; they share the scene's image and prompt."""
+    """Complementary pairs of masked answers per scene and step; they share the scene's image and prompt. A
+    diffusion head is given so many noised trajectories; an autoregressive model reads each answer once."""
+    train_language: bool = True
+    """Whether the language model learns too. False only for `model.decoder=diffusion_head`, whose head can
+    learn alone."""
     train_vision: bool = True
     """Whether tower and projector learn too. Not for a tower that has just been through `perception`: few
     trajectories cannot keep what it has learned to see, and a frozen one costs half as much."""
@@ -270,6 +278,18 @@ class TrainSFTConfig:
 
     def __post_init__(self) -> None:
         """Checks what goes together."""
+        if self.model.decoder not in (None, "masked") and any(
+            source.kind == "recogdrive_qa" for source in self.data.sources
+        ):
+            raise ValueError(
+                "answers in words are learned by masked diffusion: data.sources must not hold recogdrive_qa "
+                f"with model.decoder={self.model.decoder}"
+            )
+        if not self.generator.train_language and self.model.decoder not in (None, "diffusion_head"):
+            raise ValueError(
+                "generator.train_language=false leaves only a diffusion head to train, "
+                f"got model.decoder={self.model.decoder}"
+            )
         if self.data.visual_cache is None:
             return
         if self.generator.train_vision:

@@ -20,7 +20,7 @@ from torch import Tensor
 from drivefine_agent.data.types import Observation
 from drivefine_agent.model.tiles import TileSpec
 from drivefine_agent.navsim_inputs import FRONT_CAMERA, human_poses, observation_from_window
-from drivefine_agent.prompt import PromptBuilder, pad_contexts
+from drivefine_agent.prompt import PromptBuilder, ego_status, pad_contexts
 from drivefine_agent.tokenizer import ClipCounts
 from drivefine_agent.training.augmentation import jitter_light, mirror_motion, mirror_poses, mirror_tiles
 from drivefine_agent.training.config import AugmentationConfig
@@ -47,6 +47,8 @@ class Batch(NamedTuple):
     """(B, 2, rows, cols) float32 auxiliary grid, None where the model has none."""
     visual: Tensor | None = None
     """(B, V, D) visual tokens in place of the tiles, where they are kept (`visual_cache.py`)."""
+    status: Tensor | None = None
+    """(B, 20) float32 ego status (`prompt.ego_status`), for a diffusion head."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
@@ -60,6 +62,7 @@ class Batch(NamedTuple):
             self.poses,
             perception,
             None if self.visual is None else self.visual.to(device),
+            None if self.status is None else self.status.to(device),
         )
 
 
@@ -85,6 +88,8 @@ class Demonstrations:
     """Prompt numbers outside the action tables; as recorded only."""
     perception: NDArray[np.bool_] | None = None
     """(N, 2, 2, rows, cols) auxiliary grids, None where the model has none; see `perception.py`."""
+    status: NDArray[np.float32] | None = None
+    """(N, 2, 20) ego status, see `prompt.ego_status`."""
     images: ImageSet | None = field(default=None, repr=False)
     """What the tiles were made from."""
     visual: VisualTokens | None = field(default=None, repr=False)
@@ -140,6 +145,7 @@ class Demonstrations:
             self.poses[rows, side],
             None if self.perception is None else torch.from_numpy(self.perception[rows, side]).float(),
             visual,
+            None if self.status is None else torch.from_numpy(self.status[rows, side]),
         )
 
 
@@ -197,8 +203,9 @@ def make_demonstrations(
       prompts: writes prompts in the model's format.
       perception: (N, 2, 2, rows, cols), see `Demonstrations.perception`.
     """
-    recorded = [prompts.context(observation) for observation in observations]
-    mirrored = [prompts.context(mirror_motion(observation)) for observation in observations]
+    pairs = [(observation, mirror_motion(observation)) for observation in observations]
+    recorded = [prompts.context(observation) for observation, _ in pairs]
+    mirrored = [prompts.context(observation) for _, observation in pairs]
     pad_id = prompts.config.text_config.pad_token_id or 0
     ids, lengths = pad_contexts(
         [context.ids for pair in zip(recorded, mirrored, strict=True) for context in pair], pad_id
@@ -216,5 +223,6 @@ def make_demonstrations(
         clipped=prompts.action_tokenizer.count_clipped(poses),
         num_clipped_inputs=sum(context.num_clipped for context in recorded),
         perception=perception,
+        status=np.array([[ego_status(observation) for observation in pair] for pair in pairs]),
         images=images,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from drivefine_agent.diffusion.decoding import DecodingOptions
@@ -12,6 +15,8 @@ from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.seeds import derived_seed
 
+_HEAD_SIZES = {"head_width", "head_blocks", "head_heads"}
+
 
 def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "cpu") -> Planner:
     """A planner around a checkpoint, or around a preset with random weights that follow from the seed.
@@ -21,14 +26,21 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
         the number of refinement blocks. DataError: the checkpoint is missing or damaged.
     """
     if choice.init_from is not None:
-        if set(choice.overrides) - {"n_refine"}:
+        is_new_head = choice.decoder == "diffusion_head"
+        if set(choice.overrides) - {"n_refine"} - (_HEAD_SIZES if is_new_head else set()):
             raise ValueError(
                 "a checkpoint fixes the model's shape: with model.init_from, model.overrides can name "
-                f"n_refine only, got {sorted(choice.overrides)}"
+                f"n_refine only, got {sorted(choice.overrides)}, and the head's size with "
+                "model.decoder=diffusion_head"
             )
         planner = Planner.from_pretrained(choice.init_from, DecodingOptions(), device)
-        if "n_refine" in choice.overrides:
-            planner.model = with_refinement_blocks(planner.model, choice.overrides["n_refine"])
+        changes = dict(choice.overrides)
+        if choice.decoder not in (None, planner.model.config.decoder_type):
+            changes = {"n_refine": 0, "decoder_type": choice.decoder} | changes
+        if changes:
+            with torch.random.fork_rng():
+                torch.manual_seed(derived_seed(seed, "initial weights", 0))
+                planner.model = with_new_parts(planner.model, changes)
         return Planner(planner.model, planner.text_tokenizer)
     if choice.preset == "llada_8b":
         raise ValueError(
@@ -44,15 +56,23 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
     return Planner(model, tokenizer)
 
 
-def with_refinement_blocks(model: DriveFineModel, count: int) -> DriveFineModel:
-    """The model with that many refinement blocks, new ones: copies of its last blocks, not yet trained."""
-    resized = DriveFineModel(DriveFineConfig.from_dict(model.config.to_dict() | {"n_refine": count}))
-    new, kept = resized.state_dict(), model.state_dict()
-    is_refiner = {name: name.startswith("backbone.refine_layers.") for name in new}
-    resized.load_state_dict({name: new[name] if is_refiner[name] else kept[name] for name in new})
-    resized.backbone.copy_generation_to_refinement()
-    torch.nn.Module.to(resized, device=model.device, dtype=model.dtype)
-    return resized.eval()
+def with_new_parts(model: DriveFineModel, changes: Mapping[str, Any]) -> DriveFineModel:
+    """The same vision tower, language model and tables with a new refinement expert or another decoder.
+
+    Refinement blocks start as copies of the model's last blocks, a diffusion head at random.
+
+    Args:
+      model: stays as it is.
+      changes: n_refine, decoder_type, or the head's size in `DriveFineConfig`.
+    """
+    made = DriveFineModel(DriveFineConfig.from_dict(model.config.to_dict() | dict(changes)))
+    kept, new = model.state_dict(), made.state_dict()
+    made.load_state_dict(
+        {n: new[n] if n.startswith(("backbone.refine_layers.", "pose_head.")) else kept[n] for n in new}
+    )
+    made.backbone.copy_generation_to_refinement()
+    torch.nn.Module.to(made, device=model.device, dtype=model.dtype)
+    return made.eval()
 
 
 def preset_config(choice: ModelChoice) -> DriveFineConfig:
@@ -68,6 +88,9 @@ def preset_config(choice: ModelChoice) -> DriveFineConfig:
     unknown = sorted(set(choice.overrides) - set(preset().to_dict()))
     if unknown:
         raise ValueError(f"model.overrides must name fields of DriveFineConfig, got {unknown}")
-    config = preset(**choice.overrides)
+    overrides = dict(choice.overrides)
+    if choice.decoder not in (None, "masked"):
+        overrides |= {"decoder_type": choice.decoder, "n_refine": 0}
+    config = preset(**overrides)
     config.text_config.vocab_size = max(config.text_config.vocab_size, len(TextTokenizer.tiny()))
     return config

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from drivefine_agent.diffusion.continuous import NUM_TIMES, add_noise, normalise
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode
 from drivefine_agent.diffusion.losses import (
     AnswerLoss,
@@ -56,6 +57,13 @@ class TextLoss(NamedTuple):
     """() to be minimised."""
     nll: Tensor
     """() mean negative log-likelihood per slot [nat], unweighted, detached."""
+
+
+class NoiseLoss(NamedTuple):
+    """Loss of a diffusion head."""
+
+    total: Tensor
+    """() mean squared error of the predicted noise, to be minimised."""
 
 
 class MixedLoss(NamedTuple):
@@ -102,7 +110,8 @@ def generator_loss(
 
     Every demonstration enters `pairs_per_scene` times as a pair of rows: masked on a random set of slots, and
     on all the others. Each slot is predicted once per pair, where it is masked. All rows of a scene share one
-    prompt.
+    prompt. An autoregressive model reads the demonstration itself instead and predicts each slot from those
+    before it (teacher forcing).
 
     Args:
       model: the model.
@@ -115,20 +124,58 @@ def generator_loss(
       label_smoothing_bins: width of the targets [bins].
       train_vision: whether tower and projector get a gradient.
     """
-    pairs = draw_pairs(batch.actions, pairs_per_scene, noise, loss_weight, generator)
     answer = batch.actions[:, None]  # (B, 1, L)
+    rows = answer
+    scored_row: Tensor | None = None
+    weights: Tensor | None = None
+    if not model.is_autoregressive:
+        pairs = draw_pairs(batch.actions, pairs_per_scene, noise, loss_weight, generator)
+        rows, scored_row, weights = mask_actions(answer, pairs.rows), pairs.scored_row, pairs.weights
     with torch.set_grad_enabled(torch.is_grad_enabled() and train_vision):
         visual = visual_of(model, batch)
     logits = model(
         None,
         batch.context_ids,
         predict_ids,
-        mask_actions(answer, pairs.rows),
+        rows,
         context_lengths=batch.context_lengths,
         visual=visual,
-        scored_row=pairs.scored_row,
+        scored_row=scored_row,
     )
-    return answer_cross_entropy(logits, answer, pairs.weights, label_smoothing_bins)
+    return answer_cross_entropy(logits, answer, weights, label_smoothing_bins)
+
+
+def noise_loss(
+    model: DriveFineModel,
+    batch: Batch,
+    predict_ids: Tensor,
+    generator: torch.Generator,
+    num_noises: int = 1,
+    train_vision: bool = True,
+    train_language: bool = True,
+) -> NoiseLoss:
+    """The diffusion head's loss: mean squared error of the noise in noised demonstrations (`model.md` 5.4).
+
+    Args:
+      model: with a diffusion head.
+      batch: B scenes.
+      predict_ids: (P1,) instruction.
+      generator: of times and noise, on the CPU.
+      num_noises: N, noised trajectories per scene; they share one prompt.
+      train_vision: whether tower and projector get a gradient.
+      train_language: whether the language model does.
+    """
+    assert batch.status is not None
+    with torch.set_grad_enabled(torch.is_grad_enabled() and train_vision):
+        visual = visual_of(model, batch)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and train_language):
+        prompt = model.prompt_states(batch.context_ids, predict_ids, batch.context_lengths, visual)
+    clean = torch.from_numpy(normalise(batch.poses)).float().to(visual.device)[:, None]  # (B, 1, 8, 3)
+    lead = (len(clean), num_noises)
+    times = torch.randint(NUM_TIMES, lead, generator=generator).to(visual.device)
+    noise = torch.randn(*lead, *clean.shape[2:], generator=generator).to(visual.device)
+    predicted = model.predict_noise(prompt, add_noise(clean, noise, times), times, batch.status)
+    return NoiseLoss(F.mse_loss(predicted, noise))
 
 
 def text_loss(
@@ -145,7 +192,7 @@ def text_loss(
     The mean runs over all slots, the end of the turn and what fills the answer up included (`questions.py`).
 
     Args:
-      model: the model; its text head must learn too, see `train_text_head`.
+      model: the model, a masked one; its text head must learn too, see `train_text_head`.
       batch: B questions with answers of L slots.
       answer_ids: (P1,) what closes a question.
       generator: of the masks, on the CPU.
@@ -209,9 +256,21 @@ def sft_loss(
       generator: of the masks, on the CPU.
       config: masking, weights, smoothing.
     """
-    losses: list[AnswerLoss | TextLoss] = []
+    losses: list[AnswerLoss | TextLoss | NoiseLoss] = []
     for part in parts:
-        if isinstance(part, TextBatch):
+        if isinstance(part, Batch) and model.pose_head is not None:
+            losses.append(
+                noise_loss(
+                    model,
+                    part,
+                    instructions.predict,
+                    generator,
+                    config.pairs_per_scene,
+                    config.train_vision,
+                    config.train_language,
+                )
+            )
+        elif isinstance(part, TextBatch):
             losses.append(
                 text_loss(
                     model,
@@ -241,7 +300,7 @@ def sft_loss(
 
 
 def mean_over_examples(
-    parts: Sequence[Batch | TextBatch], losses: Sequence[AnswerLoss | TextLoss]
+    parts: Sequence[Batch | TextBatch], losses: Sequence[AnswerLoss | TextLoss | NoiseLoss]
 ) -> MixedLoss:
     """Joins the losses of a step's parts, each a mean over its own examples."""
     counts = [len(part.context_ids) for part in parts]
@@ -253,6 +312,8 @@ def mean_over_examples(
     for part, loss, count in zip(parts, losses, counts, strict=True):
         if isinstance(loss, TextLoss):
             named = {"text_nll": loss.nll.item()}
+        elif isinstance(loss, NoiseLoss):
+            named = {"noise_mse": loss.total.item()}
         else:
             named = {"spatial_nll": loss.spatial_nll.item(), "heading_nll": loss.heading_nll.item()}
         for name, value in named.items():

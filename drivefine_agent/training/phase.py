@@ -38,7 +38,9 @@ VISION_PARTS = ("vision", "projector")
 LANGUAGE_PARTS = ("language", "action")
 PERCEPTION_PARTS = (*VISION_PARTS, "perception")
 REFINER_PARTS = ("refinement",)
-_GROUP_OF_PART = {"projector": "language", "perception": "language", "refinement": "language"}
+POSE_HEAD_PARTS = ("pose_head",)
+"""Of the diffusion-head baseline; trained in the phase `generator`."""
+_GROUP_OF_PART = dict.fromkeys(("projector", "perception", "refinement", "pose_head"), "language")
 
 
 @dataclass

@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import plan_tokens
+from drivefine_agent.pose_diffusion import plan_poses
 from drivefine_agent.tokenizer import ActionTokenizer
-from drivefine_agent.training.demonstrations import Demonstrations
-from drivefine_agent.training.objectives import Instructions, generator_loss
+from drivefine_agent.training.demonstrations import Batch, Demonstrations
+from drivefine_agent.training.objectives import Instructions, generator_loss, noise_loss, visual_of
 from drivefine_agent.training.seeds import generator_for
 
 _MASK_SEED = 20  # ours, fixed: every validation of every run draws the same masks
@@ -27,7 +29,7 @@ class Validation:
     """Means over held-out scenes."""
 
     loss: float
-    """[nat] generator loss per slot, not smoothed."""
+    """[nat] generator loss per slot, not smoothed; of a diffusion head the noise's mean squared error."""
     displacement_m: float
     """Mean distance of the generator's 8 poses to the driver's (ADE)."""
     final_displacement_m: float
@@ -74,9 +76,12 @@ def validate(
     for start in range(0, len(scenes), batch_size):
         index = np.arange(start, min(start + batch_size, len(scenes)))
         batch = scenes.batch(index).to(model.device)
-        loss = generator_loss(
-            model, batch, instructions.predict, generator_for(_MASK_SEED, "validation", start)
-        )
+        draws = generator_for(_MASK_SEED, "validation", start)
+        if model.pose_head is not None:
+            nll += noise_loss(model, batch, instructions.predict, draws).total.item() * len(index)
+            generated.append(displacement(_denoised(model, batch, instructions.predict, draws), batch.poses))
+            continue
+        loss = generator_loss(model, batch, instructions.predict, draws)
         nll += loss.total.item() * len(index)
         tokens = plan_tokens(
             model,
@@ -107,3 +112,14 @@ def validate(
         float(after.mean()),
         float(after[:, -1].mean()),
     )
+
+
+def _denoised(
+    model: DriveFineModel, batch: Batch, predict_ids: Tensor, generator: torch.Generator
+) -> NDArray[np.float64]:
+    """(B, 8, 3) one trajectory per scene from a model with a diffusion head."""
+    assert batch.status is not None
+    prompt = model.prompt_states(
+        batch.context_ids, predict_ids, batch.context_lengths, visual_of(model, batch)
+    )
+    return plan_poses(model, prompt, batch.status, generator=generator)[:, 0]

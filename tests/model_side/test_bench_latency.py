@@ -51,7 +51,8 @@ def test_one_row_for_each_way_with_equal_tokens(
     with (tmp_path / "latency.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["steps"]) for row in rows] == [
-        ("cached", "1"), ("cached", "4"), ("autoregressive", "24"), ("uncached", "1"), ("uncached", "4"),
+        ("cached", "1"), ("cached", "4"), ("autoregressive", "24"), ("diffusion_head", "5"),
+        ("uncached", "1"), ("uncached", "4"),
     ]  # fmt: skip
     assert {row["prompt_tokens"] for row in rows} == {"43"}  # 2 tiles of 1 token, a newline, 40 of text
     for row in rows:

@@ -152,3 +152,45 @@ def test_the_refiner_is_read_out_by_its_medians_or_its_modes() -> None:
     assert mode.tolist() == [[0, 0, 4 + 2]] * 8
     sampled = read_out(logits, DecodingOptions(refine_temperature=1.0), torch.Generator().manual_seed(0))
     assert set(sampled.view(8, 3)[:, :2].flatten().tolist()) <= {0, 2, 3}  # bin 1 has probability zero
+
+
+def test_a_second_pass_masks_the_least_certain_slots_and_fills_them_in_once_more() -> None:
+    sharpness = torch.rand(24, generator=torch.Generator().manual_seed(3)) * 4
+    others = torch.tensor([9.0, 9.0, 5.0]).repeat(8)  # actions of the slot's table that are not preferred
+    certainty = sharpness.exp() / (sharpness.exp() + others)
+    weakest = set(certainty.argsort()[:7].tolist())
+
+    class ChangingModel(FixedModel):
+        """In its fifth call, all slots prefer action 3."""
+
+        def __call__(self, actions: torch.Tensor) -> AnswerLogits:
+            logits = super().__call__(actions)
+            if len(self.seen) < 5:
+                return logits
+            return AnswerLogits(logits.spatial.clone().index_fill(-1, torch.tensor([3]), 9.0), logits.heading)
+
+    model = ChangingModel(sharpness)
+    options = DecodingOptions(num_steps=4, second_pass=7)
+    trace = decode(model, 1, options)
+    once = decode(FixedModel(sharpness), 1, DecodingOptions(num_steps=4))
+    assert len(model.seen) == 5
+    asked = model.seen[4][0, 0]
+    assert {slot for slot in range(24) if asked[slot] == MASKED} == weakest
+    for slot in range(24):
+        is_position = slot % 3 != 2
+        changed = 3 if slot in weakest and is_position else int(once.actions[0, 0, slot])
+        assert trace.actions[0, 0, slot] == changed
+        assert (trace.step_map[0, 0, slot] == 4) == (slot in weakest)
+    with pytest.raises(ValueError, match=r"second_pass must be in 0\.\.24, the number of slots, got 25"):
+        DecodingOptions(second_pass=25)
+
+
+@torch.no_grad()
+def test_a_second_pass_of_the_real_model_of_open_slots_equals_that_of_all_slots() -> None:
+    model = make_model()
+    prompt = model.prefill(*make_inputs(model)[:3])
+    options = DecodingOptions(num_steps=4, second_pass=5, refine=False)
+    few = decode(lambda actions: model.open_slot_logits(prompt, actions), 3, options)
+    full = decode(lambda actions: model.answer_logits(prompt, actions), 3, options)
+    assert torch.equal(few.actions, full.actions)
+    assert (few.step_map == 4).sum(-1).unique().tolist() == [5]

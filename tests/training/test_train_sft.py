@@ -16,8 +16,15 @@ from drivefine_agent.data.recogdrive import Turn, question_record, write_records
 from drivefine_agent.data.splits import load_split
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
-from drivefine_agent.training.config import AugmentationConfig, DataConfig, SourceConfig, TrainSFTConfig
+from drivefine_agent.training.config import (
+    AugmentationConfig,
+    DataConfig,
+    ModelChoice,
+    SourceConfig,
+    TrainSFTConfig,
+)
 from drivefine_agent.training.from_mapping import from_mapping
+from drivefine_agent.training.model_choice import build_planner
 from drivefine_agent.training.phase import Phase, batch_order
 from drivefine_agent.training.scenes import load_split_scenes
 
@@ -221,7 +228,7 @@ def test_mistyped_settings_are_named(debug_settings: dict[str, Any]) -> None:
     [
         ("generator", {"batch_size": "8"}, r"'generator\.batch_size' must be int"),
         ("generator", {"noise": "gaussian"}, r"'generator\.noise' must be one of bernoulli, count"),
-        ("generator", {"num_epochs": 0}, "num_epochs must be at least 1"),
+        ("generator", {"num_epochs": -1}, "num_epochs must be at least 0"),
         ("refiner", {"min_temperature": 2.0}, "min_temperature <= max_temperature"),
         ("model", {"preset": "big"}, r"'model\.preset' must be one of"),
         ("run", {"seed": True}, r"'run\.seed' must be int"),
@@ -241,3 +248,60 @@ def test_every_epoch_visits_every_scene_in_an_order_of_its_own() -> None:
         assert [len(batch) for batch in batches] == [4, 4, 4]
         assert set(range(10)) == {int(i) for batch in batches for i in batch}
     assert not all((a == b).all() for a, b in zip(*orders, strict=True))
+
+
+@pytest.mark.parametrize("decoder", ["autoregressive", "diffusion_head"])
+def test_a_baseline_is_trained_by_the_same_script(
+    script: ModuleType, debug_settings: dict[str, Any], decoder: str, tmp_path: Path
+) -> None:
+    settings = debug_settings | {"model": debug_settings["model"] | {"decoder": decoder}}
+    config = from_mapping(TrainSFTConfig, settings)
+    assert script.train(config) is None  # there is no refiner to validate
+    lines = [
+        json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert {line["group"] for line in lines} == {
+        "perception", "perception_validation", "generator", "generator_validation",
+    }  # fmt: skip
+    first, *_, last = (line for line in lines if line["group"] == "generator")
+    assert last["loss"] < first["loss"]
+    assert ("noise_mse" in last) == (decoder == "diffusion_head")
+    validation = lines[-1]
+    assert validation["displacement_m"] > 0.0
+    model = Planner.from_pretrained(Path(config.output_dir) / "model").model
+    assert model.config.decoder_type == decoder
+    assert model.config.n_refine == 0
+
+    # From there, and from a masked model, the other one can start; it takes over all that it has too.
+    other = {"autoregressive": "diffusion_head", "diffusion_head": "autoregressive"}[decoder]
+    start = ModelChoice(init_from=str(Path(config.output_dir) / "model"), decoder=other)
+    changed = build_planner(start, seed=0).model
+    before, after = model.state_dict(), changed.state_dict()
+    assert {name.split(".")[0] for name in before.keys() ^ after.keys()} == {"pose_head"}
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() & after.keys())
+
+
+def test_a_head_can_be_trained_over_a_frozen_language_model(
+    script: ModuleType, debug_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    masked = build_planner(from_mapping(TrainSFTConfig, debug_settings).model, seed=0)
+    masked.save_pretrained(tmp_path / "masked")
+    generator = debug_settings["generator"] | {
+        "train_language": False,
+        "train_vision": False,
+        "num_epochs": 1,
+    }
+    settings = debug_settings | {
+        "model": {"init_from": str(tmp_path / "masked"), "decoder": "diffusion_head"},
+        "perception": {"num_epochs": 0},
+        "generator": generator,
+    }
+    config = from_mapping(TrainSFTConfig, settings)
+    script.train(config)
+    before = masked.model.state_dict()
+    after = Planner.from_pretrained(Path(config.output_dir) / "model").model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in after if not name.startswith("pose_head."))
+    assert float(after["pose_head.pose_out.weight"].abs().max()) > 0.0  # it started at zero
+
+    with pytest.raises(ValueError, match="leaves only a diffusion head to train"):
+        from_mapping(TrainSFTConfig, settings | {"model": {"preset": "debug", "decoder": "autoregressive"}})

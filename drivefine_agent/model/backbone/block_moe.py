@@ -153,12 +153,13 @@ class BlockMoE(nn.Module):
         key_mask = None if visible is None else visible[:, 0, 0]
         return PromptCache(expert, tuple(blocks), key_mask, context.next_positions + embeddings.shape[1])
 
-    def answer(self, prompt: PromptCache, embeddings: Tensor) -> Tensor:
+    def answer(self, prompt: PromptCache, embeddings: Tensor, causal: bool = False) -> Tensor:
         """Final hidden states of answer rows, each of which sees the prompt and itself.
 
         Args:
           prompt: segments 0 and 1.
           embeddings: (B, R, L, D), R rows per scene.
+          causal: whether a slot sees only itself and earlier slots of its row.
 
         Returns:
           (B, R, L, D), normed: ready for the heads.
@@ -170,15 +171,17 @@ class BlockMoE(nn.Module):
         positions = prompt.next_positions + torch.arange(length, device=embeddings.device)
         rotary = rotary_tables(positions, self.config)
         visible = _prefix_mask(prompt.key_mask, length)
+        if causal:
+            visible = _rows_mask(prompt, 1, length, causal)
         if num_rows > 1 and prompt.length > SHORT_PROMPT:
             hidden = hidden.flatten(1, 2)  # (B, R L, D): one sequence per scene
             rotary = Rotary(*(table.repeat(1, 1, num_rows, 1) for table in rotary))
-            visible = _rows_mask(prompt, num_rows, length)
+            visible = _rows_mask(prompt, num_rows, length, causal)
         else:
             hidden = hidden.flatten(0, 1)  # (B R, L, D)
             if len(positions) > 1 and num_rows > 1:
                 rotary = Rotary(*(table.repeat_interleave(num_rows, dim=0) for table in rotary))
-            if visible is not None and num_rows > 1:
+            if visible is not None and len(visible) > 1:
                 visible = visible.repeat_interleave(num_rows, dim=0)
         mask = kernel_mask(visible, hidden.shape[1], self.attention)
         num_shared = len(prompt.blocks) - len(expert_blocks)
@@ -196,22 +199,28 @@ class BlockMoE(nn.Module):
 
         Args:
           prompt: segments 0 and 1.
-          embedding: (B, 1, D) of the newest token.
-          past: keys and values of the answer's earlier tokens, one entry per block; empty at the start.
+          embedding: (B, R, 1, D) of the newest token of R rows per scene.
+          past: keys and values of the rows' earlier tokens, one entry per block; empty at the start.
 
         Returns:
-          (B, 1, D), normed, and `past` with the newest token.
+          (B, R, 1, D), normed, and `past` with the newest token.
         """
+        num_rows = embedding.shape[1]
         written = past[0].keys.shape[2] if past else 0
-        rotary = rotary_tables(prompt.next_positions + written, self.config)
-        mask = kernel_mask(_prefix_mask(prompt.key_mask, written + 1), 1, self.attention)
-        hidden, grown = embedding, []
+        positions, visible = prompt.next_positions + written, _prefix_mask(prompt.key_mask, written + 1)
+        if len(positions) > 1:
+            positions = positions.repeat_interleave(num_rows, dim=0)
+        if visible is not None and len(visible) > 1:
+            visible = visible.repeat_interleave(num_rows, dim=0)
+        rotary = rotary_tables(positions, self.config)
+        mask = kernel_mask(visible, 1, self.attention)
+        hidden, grown = embedding.flatten(0, 1), []
         blocks = [*self.shared_blocks, *self.expert_blocks(prompt.expert)]
         for i, (block, prefix) in enumerate(zip(blocks, prompt.blocks, strict=True)):
             before = past[i] if past else None
             hidden, own = block(hidden, rotary, prefix, mask, past=before)
             grown.append(own if before is None else _joined(before, own))
-        return self.norm(hidden), tuple(grown)
+        return self.norm(hidden).view(embedding.shape), tuple(grown)
 
     def one_pass(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor, expert: Expert = "generation"
@@ -276,11 +285,16 @@ def _prefix_mask(key_mask: Tensor | None, own_length: int) -> Tensor | None:
     return torch.nn.functional.pad(key_mask, (0, own_length), value=True)[:, None, None]
 
 
-def _rows_mask(prompt: PromptCache, num_rows: int, length: int) -> Tensor:
-    """(B or 1, 1, R L, P + R L): every answer row sees the prompt less its padding, and itself."""
+def _rows_mask(prompt: PromptCache, num_rows: int, length: int, causal: bool = False) -> Tensor:
+    """(B or 1, 1, R L, P + R L): every answer row sees the prompt less its padding, and itself.
+
+    With `causal`, of itself only what is not later.
+    """
     device = prompt.next_positions.device
     row = torch.arange(num_rows, device=device).repeat_interleave(length)
     own = (row[:, None] == row)[None, None]
+    if causal:
+        own = own.tril()
     key_mask = prompt.key_mask
     if key_mask is None:
         key_mask = torch.ones(1, prompt.length, dtype=torch.bool, device=device)
