@@ -6,6 +6,7 @@ Defaults are the paper's where it names a number; what it leaves open follows Tr
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -207,7 +208,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ReinforcementConfig:
+class ReinforcementConfig(ABC):
     """What the configurations of all reinforcement scripts share."""
 
     output_dir: str
@@ -245,9 +246,9 @@ class ReinforcementConfig:
                 )
 
     @property
+    @abstractmethod
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """By group of parameters."""
-        raise NotImplementedError
 
     @property
     def paths(self) -> DatasetPaths:

@@ -87,7 +87,10 @@ class TrainDiffusionConfig(ReinforcementConfig):
         """Checks rules between sections."""
         super().__post_init__()
         if self.reward.scorer_path is not None:
-            raise ValueError("reward.scorer_path must be null: a learned scorer reads action tokens")
+            raise ValueError(
+                "the learned scorer reads action tokens, which a diffusion head has none of: leave "
+                f"reward.scorer_path out, got {self.reward.scorer_path}"
+            )
 
     @property
     def optimizers(self) -> dict[str, OptimizerConfig]:

@@ -216,8 +216,8 @@ class Run:
           kind: `generated` or `refined`, for the record.
           predicted: (B, P), see `predict`.
         """
-        scores = self.rewards.collect(ticket)
         assert isinstance(self.config, TrainGRPOConfig)
+        scores = self.rewards.collect(ticket)
         if self.config.rollout.save_scored:
             kinds, tokens = [kind] * actions.shape[1], self.scenes.tokens(part.index)
             self.scored.append(Rollouts.of_scenes(tokens, kinds, actions.cpu().numpy(), scores.sub_scores))

@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("navsim_training",),
     ("baselines", "agent"),
     ("evaluation",),
-    ("doctor",),
+    ("doctor", "reproduction"),
 ]
 # Siblings that may nevertheless use each other, with the reason.
 SIBLING_EXCEPTIONS = {
