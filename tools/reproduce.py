@@ -64,6 +64,10 @@ def write_table(name: str, table: Table, job: Reproduction) -> None:
         for row in table.rows
     ]
     results = table_results(table, tables, [PLANS[row.plan].note for row in table.rows], log_of)
+    latency_ms: list[float] = []
+    if table.kind == "latency":
+        known = job.latencies()
+        latency_ms = [known[row.latency] for row in table.rows if row.latency is not None]
     folder = Path(settings.results)
     notes = folder / "notes" / f"{name}.md"
     text = to_markdown(
@@ -73,10 +77,11 @@ def write_table(name: str, table: Table, job: Reproduction) -> None:
         settings.seeds,
         [f"Made by `python tools/reproduce.py tables=[{name}]` ({len(set(log_of.values()))} logs)."],
         notes.read_text(encoding="utf-8") if notes.is_file() else "",
+        latency_ms,
     )
     write_bytes(folder / f"{name}.csv", to_csv(table, results, settings.seeds).encode())
     write_bytes(folder / f"{name}.md", text.encode())
-    draw(table, results, folder / f"{name}.png")
+    draw(table, results, folder / f"{name}.png", latency_ms)
     print(f"\n{text}\n  {folder / name}.csv, .md, .png")
 
 

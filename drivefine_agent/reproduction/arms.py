@@ -25,17 +25,39 @@ class Arm:
     """Of the script; what sets this arm apart from others of its recipe."""
     start: str = "checkpoint_path={}"
     """How the script is told where the parent's model is."""
+    scorer: str | None = None
+    """The arm whose learned scorer it uses."""
+
+    @property
+    def seed_key(self) -> str:
+        """The script's name for its seed."""
+        return {MLP: "mlp.seed", SCORER: "seed"}.get(self.script, "run.seed")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Arms that must be trained before."""
+        return tuple(name for name in (self.parent, self.scorer) if name is not None)
 
 
-GRPO, HYBRID, SFT = "rl/train_grpo.py", "rl/train_hybrid.py", "tools/train_sft.py"
+SFT, GRPO, HYBRID = "tools/train_sft.py", "rl/train_grpo.py", "rl/train_hybrid.py"
+DIFFUSION, MLP, SCORER = "rl/train_diffusion.py", "tools/train_ego_status_mlp.py", "tools/train_scorer.py"
 
 ARMS: dict[str, Arm] = {
-    "ego_status_mlp": Arm("tools/train_ego_status_mlp.py", recipe="ego_status_mlp"),
+    "ego_status_mlp": Arm(MLP, recipe="ego_status_mlp"),
     "sft": Arm(SFT, recipe="sft"),
     # The main model, and group sizes (Table 7).
     "grpo": Arm(GRPO, "sft", "rl"),
     "hybrid": Arm(HYBRID, "sft", "rl"),
     **{f"grpo_g{g}": Arm(GRPO, "sft", "rl", (f"rollout.num_samples={g}",)) for g in GROUP_SIZES},
+    # Learned scorers: of the supervised model, to reinforce it with; of the main model, to choose by.
+    "scorer_sft": Arm(SCORER, "sft", "scorer"),
+    "hybrid_scored": Arm(HYBRID, "sft", "rl_scored", scorer="scorer_sft"),
+    "scorer_hybrid": Arm(SCORER, "hybrid", "scorer"),
+    # Other decoders.
+    "ar_sft": Arm(SFT, None, "sft", ("model.decoder=autoregressive",)),
+    "ar_grpo": Arm(GRPO, "ar_sft", "rl"),
+    "head_sft": Arm(SFT, None, "sft", ("model.decoder=diffusion_head", "generator.pairs_per_scene=8")),
+    "head_rl": Arm(DIFFUSION, "head_sft", "rl_diffusion"),
     # Components (Table 4) and refinement blocks (Table 6), where drafts leave the refiner something to do.
     "grpo_coarse": Arm(GRPO, "sft", "rl_coarse"),
     "offline_coarse": Arm(HYBRID, "sft", "rl_coarse", ("objective.online=false",)),
@@ -61,9 +83,12 @@ def with_parents(names: Iterable[str]) -> list[str]:
       KeyError: an arm is not known.
     """
     ordered: dict[str, None] = {}
+
+    def add(name: str) -> None:
+        for needed in ARMS[name].needs:
+            add(needed)
+        ordered[name] = None
+
     for name in names:
-        line = [name]
-        while (parent := ARMS[line[-1]].parent) is not None:
-            line.append(parent)
-        ordered.update(dict.fromkeys(reversed(line)))
+        add(name)
     return list(ordered)

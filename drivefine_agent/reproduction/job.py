@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from drivefine_agent.commands import run_command, stop_commands
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
-from drivefine_agent.reproduction.arms import ARMS, with_parents
+from drivefine_agent.reproduction.arms import ARMS, MLP, SCORER, with_parents
 from drivefine_agent.reproduction.plans import PLANS
 from drivefine_agent.reproduction.tables import Benchmark, Table
 
@@ -41,6 +42,7 @@ class Settings:
     test_world: Mapping[str, Any] | None
     train: Mapping[str, str | None]
     """dataset_root and train_test_split, or other keys of the data."""
+    validation: Mapping[str, str | None]
     test: Mapping[str, str | None]
     two_stage: Mapping[str, str | None]
     recipes: Mapping[str, tuple[str, ...]]
@@ -51,6 +53,8 @@ class Settings:
     """Plans that are another plan: `hybrid_coarse_n2` where the main model has 2 refinement blocks."""
     skip: tuple[str, ...] = ()
     """Plans whose rows are left out."""
+    latency: tuple[str, ...] = ()
+    """Further arguments of tools/bench_latency.py (Figure 7)."""
     launcher: tuple[str, ...] = ()
     """Command before a script of rl/ in place of this Python, such as torchrun and its options."""
 
@@ -90,14 +94,16 @@ class Reproduction:
 
     # ------------------------------------------------------------------------------------------ data
 
-    def prepare(self, benchmarks: Iterable[Benchmark], trains: bool) -> None:
-        """Worlds, and scenes prepared for scoring, as far as the benchmarks need them."""
+    def prepare(self, benchmarks: Iterable[Benchmark], trains: bool, has_scorer: bool) -> None:
+        """Worlds, and scenes prepared for scoring, as far as they are needed."""
         for name, world in (("world", self.settings.world), ("test_world", self.settings.test_world)):
             if world is not None and (trains or name == "test_world"):
                 folder = self.output / name
                 run_once(folder, "tools/make_world.py", f"output={folder}", *_arguments(world), log=None)
         if trains:
             self._build_cache("cache_train", self.settings.train, "navsim_v1")
+        if has_scorer:
+            self._build_cache("cache_validation", self.settings.validation, "navsim_v1")
         if "navsim_v1" in benchmarks:
             self._build_cache("cache_test", self.settings.test, "navsim_v1")
         if "navsim_v2" in benchmarks:
@@ -117,18 +123,21 @@ class Reproduction:
     def train(self, name: str, seed: int) -> None:
         """One arm, whose parent is trained."""
         arm, folder = ARMS[name], self.arm_folder(name, seed)
-        is_mlp = arm.recipe == "ego_status_mlp"
         arguments = [
             *_arguments(self.settings.train),
             f"output_dir={folder}",
-            f"{'mlp' if is_mlp else 'run'}.seed={seed}",
+            f"{arm.seed_key}={seed}",
         ]
-        if not is_mlp:
+        if arm.script != MLP:
             arguments.append(f"tile_cache_path={self.output / 'tiles'}")
-        if arm.script.startswith("rl/"):
+        if arm.script.startswith("rl/") or arm.script == SCORER:
             arguments.append(f"metric_cache_path={self.output / 'cache_train'}")
+        if arm.script == SCORER:
+            arguments.append(f"validation_metric_cache_path={self.output / 'cache_validation'}")
         if arm.parent is not None:
             arguments.append(arm.start.format(self.arm_folder(arm.parent, seed)))
+        if arm.scorer is not None:
+            arguments.append(f"reward.scorer_path={self.arm_folder(arm.scorer, seed) / 'scorer'}")
         arguments += [*self.settings.recipes[arm.recipe], *arm.overrides]
         log = folder.with_name(f"{name}.log")
         launcher = self.settings.launcher if arm.script.startswith("rl/") else ()
@@ -145,6 +154,8 @@ class Reproduction:
         folder = self.evaluation_folder(plan, benchmark, seed)
         arm = self.arm_folder(PLANS[plan].arm, seed)
         agent = tuple(override.replace("{}", str(arm)) for override in PLANS[plan].overrides)
+        if (scorer := PLANS[plan].scorer) is not None:
+            agent += (f"agent.scorer_path={self.arm_folder(scorer, seed) / 'scorer'}",)
         if benchmark == "navsim_v2":
             planned = self.evaluation_folder(plan, "navsim_v1", seed)
             agent = ("agent=none", f"predictions={planned / 'predictions.parquet'}", "pdms=false")
@@ -158,6 +169,19 @@ class Reproduction:
         arguments = (f"benchmark={benchmark}", *agent, *data, *extra, f"output_dir={folder}")
         run_once(folder, "tools/evaluate.py", *arguments, log=log)
 
+    # ------------------------------------------------------------------------------------------ latency
+
+    def latencies(self) -> dict[tuple[str, int], float]:
+        """Latency of a plan [ms] by method and steps, of the main model's first seed, measured alone."""
+        folder = self.output / "latency"
+        model = self.arm_folder("hybrid", self.settings.seeds[0]) / "model"
+        arguments = ("--checkpoint", str(model), "--output", str(folder), *self.settings.latency)
+        run_once(folder, "tools/bench_latency.py", *arguments, log=None)
+        with (folder / "latency.csv").open(newline="") as file:
+            return {
+                (row["method"], int(row["steps"])): float(row["total_ms"]) for row in csv.DictReader(file)
+            }
+
     # ------------------------------------------------------------------------------------------ all
 
     def run(self, tables: Iterable[Table]) -> None:
@@ -169,22 +193,21 @@ class Reproduction:
                     if benchmark == "navsim_v2":  # scores what navsim_v1 has planned
                         wanted[row.plan, "navsim_v1"] = None
                     wanted[row.plan, benchmark] = None
-        arms = with_parents(arm for plan, _ in wanted if (arm := PLANS[plan].arm) is not None)
-        self.prepare({benchmark for _, benchmark in wanted}, trains=bool(arms))
+        arms = with_parents(arm for plan, _ in wanted for arm in PLANS[plan].needs)
+        has_scorer = any(ARMS[name].script == SCORER for name in arms)
+        self.prepare({benchmark for _, benchmark in wanted}, bool(arms), has_scorer)
 
         steps: dict[Key, Step] = {}
         for seed in self.settings.seeds:
             for name in arms:
-                parent = ARMS[name].parent
-                after = None if parent is None else ("train", parent, seed)
+                after = tuple(("train", needed, seed) for needed in ARMS[name].needs)
                 steps["train", name, seed] = Step(partial(self.train, name, seed), after)
             for plan, benchmark in wanted:
-                arm = PLANS[plan].arm
-                if arm is None and seed != self.settings.seeds[0]:
+                if PLANS[plan].arm is None and seed != self.settings.seeds[0]:
                     continue
-                after = None if arm is None else ("train", arm, seed)
+                after = tuple(("train", needed, seed) for needed in PLANS[plan].needs)
                 if benchmark == "navsim_v2":
-                    after = ("navsim_v1", plan, seed)
+                    after = (("navsim_v1", plan, seed),)
                 steps[benchmark, plan, seed] = Step(partial(self.evaluate, plan, benchmark, seed), after)
         run_steps(steps, self.settings.jobs)
 
@@ -195,10 +218,10 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Step:
-    """Work that waits for at most one other step."""
+    """Work that waits for other steps."""
 
     work: Callable[[], None]
-    after: Key | None
+    after: tuple[Key, ...] = ()
 
 
 def run_steps(steps: Mapping[Key, Step], jobs: int) -> None:
@@ -208,7 +231,7 @@ def run_steps(steps: Mapping[Key, Step], jobs: int) -> None:
         try:
             while waiting or running:
                 for key, step in list(waiting.items()):
-                    if len(running) < jobs and (step.after is None or step.after in done):
+                    if len(running) < jobs and done.issuperset(step.after):
                         running[pool.submit(step.work)] = key
                         del waiting[key]
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)

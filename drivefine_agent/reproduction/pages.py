@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from drivefine_agent.evaluation.comparison import format_interval
 from drivefine_agent.reproduction.results import RowResult
 from drivefine_agent.reproduction.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OURS, PAPER = "#0072b2", "#999999"
 
@@ -46,8 +50,19 @@ def to_markdown(
     seeds: Sequence[int],
     facts: Sequence[str],
     notes: str,
+    latency_ms: Sequence[float] = (),
 ) -> str:
-    """The page: ours, the paper's, how it was made, and what it does and does not show."""
+    """The page: ours, the paper's, how it was made, and what it does and does not show.
+
+    Args:
+      name: of the table, and of the picture's file.
+      table: what is shown.
+      results: of its rows.
+      seeds: of the results.
+      facts: sentences about how it was made.
+      notes: Markdown that people wrote about it.
+      latency_ms: of each row, where the table is about latency.
+    """
     metric = table.metric
     header = ["row", *table.columns, "by seed", f"{metric} against [95 %]"]
     lines = [f"# {name}: {table.title}", "", _line(header), "|---" * len(header) + "|"]
@@ -59,6 +74,9 @@ def to_markdown(
         lines.append(
             _line([title, *(f"{100 * result.means[c]:.1f}" for c in table.columns), by_seed, against])
         )
+    if latency_ms:
+        lines += ["", _line(["row", "latency of a plan [ms]"]), "|---|---|"]
+        lines += [_line([row.title, f"{ms:.1f}"]) for row, ms in zip(table.rows, latency_ms, strict=True)]
     if any(row.paper for row in table.rows):
         lines += ["", "The paper's numbers (8B model, NAVSIM's own scenes):", ""]
         lines += [_line(["row", *table.columns]), "|---" * (1 + len(table.columns)) + "|"]
@@ -87,35 +105,52 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def draw(table: Table, results: Sequence[RowResult], file: Path) -> None:
-    """Ours with intervals and seeds; the paper's values in a panel of their own, since scales differ."""
+def draw(table: Table, results: Sequence[RowResult], file: Path, latency_ms: Sequence[float] = ()) -> None:
+    """The picture of a table, of its kind.
+
+    Args:
+      table: what is shown.
+      results: of its rows.
+      file: PNG to write.
+      latency_ms: of each row, for the kind `latency`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if table.kind == "plane":
+        figure = _plane(table, results)
+    elif table.kind == "latency":
+        figure = _against_latency(table, results, latency_ms)
+    else:
+        figure = _beside_the_paper(table, results)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def _beside_the_paper(table: Table, results: Sequence[RowResult]) -> Figure:
+    """Ours with intervals and seeds; the paper's values in a panel of their own, since scales differ."""
+    from matplotlib import pyplot
+
     metric = table.metric
-    has_paper = any(metric in row.paper for row in table.rows)
-    is_line = table.x_label is not None
-    panels = 2 if has_paper else 1
-    height = 3.4 if is_line else 0.9 + 0.36 * len(table.rows)
+    known = [n for n, row in enumerate(table.rows) if metric in row.paper]
+    is_line = table.kind == "line"
+    panels = 2 if known else 1
     figure, axes = pyplot.subplots(
         1,
         panels,
-        figsize=(4.6 * panels if is_line else 3.4 + 3.1 * panels, height),
+        figsize=(4.6 * panels, 3.4) if is_line else (3.4 + 3.1 * panels, 0.9 + 0.36 * len(table.rows)),
         squeeze=False,
         layout="constrained",
         sharey=not is_line,
     )
-    places = [
-        float(row.x) if is_line and row.x is not None else float(-number)
-        for number, row in enumerate(table.rows)
-    ]
+    places = [float(row.x) if row.x is not None else float(-n) for n, row in enumerate(table.rows)]
     own = axes[0, 0]
     for place, result in zip(places, results, strict=True):
-        mean = 100 * result.own.mean
-        error = [[mean - 100 * result.own.low], [100 * result.own.high - mean]]
-        seeds = [100 * value for value in result.by_seed]
+        mean, low, high = 100 * result.own.mean, 100 * result.own.low, 100 * result.own.high
+        error, seeds = [[mean - low], [high - mean]], [100 * value for value in result.by_seed]
         if is_line:
             own.errorbar(place, mean, yerr=error, fmt="o", color=OURS, capsize=3)
             own.plot([place] * len(seeds), seeds, ".", color=OURS, alpha=0.4)
@@ -124,24 +159,69 @@ def draw(table: Table, results: Sequence[RowResult], file: Path) -> None:
             own.plot(seeds, [place] * len(seeds), ".", color=OURS, alpha=0.4)
     if is_line:
         own.plot(places, [100 * result.own.mean for result in results], color=OURS, alpha=0.6)
-    own.set_title("ours, 95 % of logs; dots: seeds", fontsize=9)
-    if has_paper:
-        known = [
-            (p, row.paper[metric]) for p, row in zip(places, table.rows, strict=True) if metric in row.paper
-        ]
-        x, y = zip(*known, strict=True)
+    own.set_title("ours; bars: 95 %, dots: seeds", fontsize=9)
+    if known:
+        x, y = [places[n] for n in known], [table.rows[n].paper[metric] for n in known]
         axes[0, 1].plot(*((x, y) if is_line else (y, x)), "s-" if is_line else "s", color=PAPER)
         axes[0, 1].set_title("the paper", fontsize=9)
     for axis in axes[0]:
         axis.grid(alpha=0.3)
+        axis.set_xlabel(table.x_label if is_line else metric)
         if is_line:
-            axis.set_xlabel(table.x_label)
             axis.set_ylabel(metric)
-        else:
-            axis.set_xlabel(metric)
     if not is_line:
         own.set_yticks(places, [row.title for row in table.rows])
         own.margins(y=0.1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    return figure
+
+
+def _plane(table: Table, results: Sequence[RowResult]) -> Figure:
+    """Two metrics against each other, an arrow from each row's base to it; small: seeds are in the table."""
+    from matplotlib import pyplot
+
+    first, second = table.columns[:2]
+    figure, axis = pyplot.subplots(figsize=(5.6, 4.4), layout="constrained")
+    colours = iter(["#0072b2", "#d55e00", "#009e73", "#cc79a7"])
+    for row, result in zip(table.rows, results, strict=True):
+        if row.base is None:
+            continue
+        start = results[row.base]
+        xy = (100 * start.means[first], 100 * start.means[second])
+        end = (100 * result.means[first], 100 * result.means[second])
+        colour = next(colours)
+        axis.annotate("", end, xy, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2})
+        axis.plot(*xy, "o", color=colour, mfc="white")
+        axis.plot(*end, "o", color=colour, label=row.title)
+    axis.set(xlabel=first, ylabel=second)
+    axis.grid(alpha=0.3)
+    axis.margins(0.15)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _against_latency(table: Table, results: Sequence[RowResult], latency_ms: Sequence[float]) -> Figure:
+    """Quality against milliseconds; rows of one method are joined."""
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    methods: dict[str, list[int]] = {}
+    for number, row in enumerate(table.rows):
+        assert row.latency is not None
+        methods.setdefault(row.latency[0], []).append(number)
+    colours = dict(zip(methods, ["#0072b2", "#d55e00", "#009e73"], strict=False))
+    for method, numbers in methods.items():
+        x = [latency_ms[number] for number in numbers]
+        y = [100 * results[number].own.mean for number in numbers]
+        low = [100 * (results[n].own.mean - results[n].own.low) for n in numbers]
+        high = [100 * (results[n].own.high - results[n].own.mean) for n in numbers]
+        label = "DriveFine" if method == "cached" else table.rows[numbers[0]].title
+        axis.errorbar(x, y, yerr=[low, high], fmt="o-", color=colours[method], capsize=3, label=label)
+        if len(numbers) > 1:
+            for number, place in zip(numbers, zip(x, y, strict=True), strict=True):
+                steps = table.rows[number].latency
+                assert steps is not None
+                axis.annotate(f"{steps[1]}+1", place, textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axis.set(xlabel="latency of a plan [ms], batch 1, one CPU core or GPU", ylabel=table.metric)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure

@@ -14,6 +14,13 @@ class Plan:
     overrides: tuple[str, ...]
     note: str = ""
     """What the planner knows that others do not."""
+    scorer: str | None = None
+    """The arm whose learned scorer it chooses by."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Arms that must be trained before."""
+        return tuple(name for name in (self.arm, self.scorer) if name is not None)
 
 
 STEPS = (1, 2, 4, 8, 12, 24)
@@ -25,6 +32,15 @@ REFINEMENT_BLOCKS = (1, 2, 3, 4, 5, 6, 8)
 
 def _drivefine(arm: str, *overrides: str) -> Plan:
     return Plan(arm, ("agent=drivefine", "agent.checkpoint_path={}/model", *overrides))
+
+
+def _best_of(arm: str, selection: str, **fields: str) -> Plan:
+    agent = ("agent=drivefine_best_of_n", "agent.checkpoint_path={}/model", f"agent.selection={selection}")
+    return Plan(arm, agent, **fields)
+
+
+def _other(agent: str, arm: str) -> Plan:
+    return Plan(arm, (f"agent={agent}", "agent.checkpoint_path={}/model"))
 
 
 _COARSE = "agent.num_denoising_steps=2"
@@ -41,6 +57,14 @@ PLANS: dict[str, Plan] = {
     "hybrid": _drivefine("hybrid"),
     "hybrid_blind": Plan("hybrid", (*_drivefine("hybrid").overrides, "blank_image=true"), "a grey image"),
     **{f"hybrid_s{s}": _drivefine("hybrid", f"agent.num_denoising_steps={s}") for s in STEPS if s != 12},
+    "hybrid_scored": _drivefine("hybrid_scored"),
+    "hybrid_sample": _drivefine("hybrid", "agent.temperature=1.0"),
+    "hybrid_best_of_6_consensus": _best_of("hybrid", "consensus"),
+    "hybrid_best_of_6_scorer": _best_of("hybrid", "scorer", scorer="scorer_hybrid"),
+    "hybrid_best_of_6_oracle": _best_of("hybrid", "oracle", note="an oracle: picked by the true score"),
+    **{name: _other("autoregressive", name) for name in ("ar_sft", "ar_grpo")},
+    **{name: _other("diffusion_head", name) for name in ("head_sft", "head_rl")},
+    "hybrid_second_pass": _drivefine("hybrid", "agent.refine=false", "agent.second_pass=8"),
     **{f"grpo_g{g}": _drivefine(f"grpo_g{g}") for g in GROUP_SIZES},
     "sft_coarse": _drivefine("sft", _COARSE),
     **{f"{arm}_coarse": _drivefine(f"{arm}_coarse", _COARSE) for arm in ("grpo", "offline", "hybrid")},

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from drivefine_agent.reproduction.plans import GROUP_SIZES, REFINEMENT_BLOCKS
+from drivefine_agent.reproduction.plans import GROUP_SIZES, REFINEMENT_BLOCKS, STEPS
 
 Benchmark = Literal["navsim_v1", "navsim_v2", "navhard_two_stage"]
 
@@ -34,6 +34,8 @@ class Row:
     """Where the row stands on a figure's axis."""
     base: int | None = 0
     """The row that it is compared with."""
+    latency: tuple[str, int] | None = None
+    """Method and steps of tools/bench_latency.py's row with its latency."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class Table:
     benchmarks: tuple[Benchmark, ...] = ("navsim_v1",)
     metric: str = "PDMS"
     """The column that rows are compared in."""
-    x_label: str | None = None
-    """Of a figure; None: rows side by side."""
+    kind: Literal["rows", "line", "plane", "latency"] = "rows"
+    """The picture: rows side by side; against each row's `x`; the first two columns against each other, with
+    arrows from the base; against latency."""
+    x_label: str = ""
+    """Of a line."""
 
 
 def fitted(table: Table, same_as: Mapping[str, str], skip: Collection[str]) -> Table:
@@ -84,7 +89,25 @@ TABLE_1 = Table(
     (
         Row("DriveFine", "hybrid", paper=_of(V1, 98.6, 97.9, 95.2, 99.9, 85.5, 90.7), base=None),
         Row("DriveFine, supervised only", "sft", is_draft=True, paper=_SFT),
+        Row(
+            "DriveFine*, reinforced by a learned scorer too",
+            "hybrid_scored",
+            paper=_of(V1, 98.8, 98.6, 96.2, 100.0, 86.9, 91.8),
+        ),
+        Row("DriveFine, one sample at temperature 1", "hybrid_sample"),
+        Row("best of 6 samples by consensus", "hybrid_best_of_6_consensus"),
+        Row("best of 6 samples by the learned scorer", "hybrid_best_of_6_scorer"),
+        Row(
+            "DriveFine†, best of 6 samples by the true score",
+            "hybrid_best_of_6_oracle",
+            paper=_of(V1, 99.3, 99.2, 97.9, 100.0, 89.1, 94.2),
+        ),
+        Row("DriveFine, generator's second pass in place of the refiner", "hybrid_second_pass"),
         Row("DriveFine, grey image", "hybrid_blind"),
+        Row("autoregressive, supervised only", "ar_sft"),
+        Row("autoregressive, GRPO", "ar_grpo"),
+        Row("diffusion head, supervised only", "head_sft"),
+        Row("diffusion head, reinforced", "head_rl", paper=_of(V1, 98.2, 97.8, 95.2, 99.8, 83.5, 89.6)),
         Row("MLP of the ego's status", "ego_status_mlp"),
         Row("constant velocity", "constant_velocity"),
         Row("PDM-Closed", "pdm_closed"),
@@ -103,6 +126,12 @@ TABLE_2 = Table(
             base=None,
         ),
         Row("DriveFine, supervised only", "sft", is_draft=True),
+        Row("autoregressive, GRPO", "ar_grpo"),
+        Row(
+            "diffusion head, reinforced",
+            "head_rl",
+            paper=_of(V2, 98.3, 95.2, 99.5, 99.8, 87.1, 97.5, 96.6, 98.3, 86.5, 83.6),
+        ),
         Row(
             "MLP of the ego's status",
             "ego_status_mlp",
@@ -121,6 +150,8 @@ TABLE_3 = Table(
     (
         Row("DriveFine", "hybrid", paper={"stage 1": 74.4, "stage 2": 41.0}, base=None),
         Row("DriveFine, supervised only", "sft", is_draft=True),
+        Row("autoregressive, GRPO", "ar_grpo"),
+        Row("diffusion head, reinforced", "head_rl", paper={"stage 1": 68.9, "stage 2": 37.8}),
         Row("constant velocity", "constant_velocity"),
     ),
     benchmarks=("navhard_two_stage",),
@@ -179,6 +210,7 @@ TABLE_6 = Table(
             for n in REFINEMENT_BLOCKS
         ),
     ),
+    kind="line",
     x_label="refinement blocks n",
 )
 
@@ -204,10 +236,55 @@ TABLE_7 = Table(
         )
         for size in (0, *GROUP_SIZES, 10)
     ),
+    kind="line",
     x_label="samples per scene G",
 )
 
+FIGURE_2 = Table(
+    "Reinforcement by PDMS, judged by EPDMS: token planners and a diffusion planner",
+    ("PDMS", "EPDMS"),
+    tuple(
+        row
+        for number, (name, before, after) in enumerate(
+            (
+                ("DriveFine", "sft", "hybrid"),
+                ("autoregressive", "ar_sft", "ar_grpo"),
+                ("diffusion head", "head_sft", "head_rl"),
+            )
+        )
+        for row in (
+            Row(f"{name}, supervised", before, is_draft=before == "sft", base=None),
+            Row(f"{name}, reinforced", after, base=2 * number),
+        )
+    ),
+    benchmarks=("navsim_v1", "navsim_v2"),
+    metric="EPDMS",
+    kind="plane",
+)
+
+FIGURE_7 = Table(
+    "PDMS against latency of a plan",
+    V1,
+    (
+        *(
+            Row(
+                f"DriveFine, {s} + 1 steps",
+                "hybrid" if s == 12 else f"hybrid_s{s}",
+                paper={"PDMS": 90.47} if s == 4 else {},
+                latency=("cached", s),
+                base=None if s == 12 else STEPS.index(12),
+            )
+            for s in STEPS
+        ),
+        Row("autoregressive, GRPO", "ar_grpo", latency=("autoregressive", 24), base=STEPS.index(12)),
+        Row("diffusion head, reinforced", "head_rl", latency=("diffusion_head", 5), base=STEPS.index(12)),
+    ),
+    kind="latency",
+)
+
 TABLES: dict[str, Table] = {
+    "figure2": FIGURE_2,
+    "figure7": FIGURE_7,
     "table1": TABLE_1,
     "table2": TABLE_2,
     "table3": TABLE_3,

@@ -24,14 +24,15 @@ def test_every_row_has_a_plan_and_every_plan_an_arm() -> None:
         for row in table.rows:
             arm = PLANS[row.plan].arm
             assert arm is None or arm in ARMS
-            has_drafts = arm is not None and arm != "ego_status_mlp"
+            has_drafts = arm is not None and arm.startswith(("sft", "grpo", "hybrid"))
             assert has_drafts or not row.is_draft
     for arm in ARMS.values():
-        assert arm.parent is None or arm.parent in ARMS
+        assert set(arm.needs) <= set(ARMS)
         assert (Path(__file__).parents[2] / arm.script).is_file()
 
 
 def test_parents_are_trained_first_and_once() -> None:
+    assert with_parents(["hybrid_scored"]) == ["sft", "scorer_sft", "hybrid_scored"]
     assert with_parents(["hybrid_coarse_n3", "grpo"]) == ["sft", "sft_n3", "hybrid_coarse_n3", "grpo"]
 
 
@@ -45,10 +46,10 @@ def test_steps_wait_for_what_they_need_and_no_longer() -> None:
         order.append(name)
 
     steps = {
-        ("x", "d", 0): Step(lambda: order.append("d"), ("x", "b", 0)),
-        ("x", "b", 0): Step(lambda: meet("b"), ("x", "a", 0)),
-        ("x", "c", 0): Step(lambda: meet("c"), ("x", "a", 0)),
-        ("x", "a", 0): Step(lambda: order.append("a"), None),
+        ("x", "d", 0): Step(lambda: order.append("d"), (("x", "b", 0), ("x", "c", 0))),
+        ("x", "b", 0): Step(lambda: meet("b"), (("x", "a", 0),)),
+        ("x", "c", 0): Step(lambda: meet("c"), (("x", "a", 0),)),
+        ("x", "a", 0): Step(lambda: order.append("a")),
     }
     run_steps(steps, jobs=2)
     assert (order[0], sorted(order[1:3]), order[3]) == ("a", ["b", "c"], "d")
@@ -60,7 +61,7 @@ def test_a_failure_ends_the_rest() -> None:
     def fail() -> None:
         raise DataError("no such file")
 
-    steps = {("x", "a", 0): Step(fail, None), ("x", "b", 0): Step(lambda: done.append(1), ("x", "a", 0))}
+    steps = {("x", "a", 0): Step(fail), ("x", "b", 0): Step(lambda: done.append(1), (("x", "a", 0),))}
     with pytest.raises(DataError, match="no such file"):
         run_steps(steps, jobs=1)
     assert done == []
@@ -97,6 +98,7 @@ def test_a_table_of_planners_without_training(navsim_mini: Path, tmp_path: Path)
         world=None,
         test_world=None,
         train=data,
+        validation=data,
         test=data,
         two_stage=data,
         recipes={},

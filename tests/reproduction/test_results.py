@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def test_pages_say_what_was_found_and_what_failed(tmp_path: Path) -> None:
             Row("first", "sft", paper={"PDMS": 86.7}, x=0, base=None),
             Row("second", "grpo", x=1),
         ),
+        kind="line",
         x_label="n",
     )
     rows = [
@@ -95,9 +97,12 @@ def test_pages_say_what_was_found_and_what_failed(tmp_path: Path) -> None:
     assert frame["PDMS seed 8"].tolist() == [0.3, 0.5]
     assert frame["difference"].tolist()[1] == pytest.approx(0.2)
     assert frame["paper PDMS"].tolist()[0] == 86.7
-    for name, shape in (("line", table), ("dots", Table("T", table.columns, table.rows))):
-        draw(shape, found, tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    timed = tuple(replace(row, latency=("cached", n)) for n, row in enumerate(table.rows))
+    shapes = (table, replace(table, kind="rows"), replace(table, kind="plane"))
+    for number, shape in enumerate((*shapes, replace(table, kind="latency", rows=timed))):
+        draw(shape, found, tmp_path / f"{number}.png", latency_ms=[3.0, 4.0])
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    assert "| second | 4.0 |" in to_markdown("f", table, found, [7, 8], [], "", latency_ms=[3.0, 4.0])
 
 
 def test_scores_of_two_benchmarks_stand_in_one_row(tmp_path: Path) -> None:
