@@ -17,11 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
+from numba import njit
 
 from drivefine_agent.constants import (
     EGO_LENGTH_M,
-    EGO_REAR_AXLE_TO_CENTER_M,
-    EGO_WIDTH_M,
     NUM_SIM_STEPS,
     SIM_INTERVAL_S,
 )
@@ -29,8 +28,7 @@ from drivefine_agent.data.types import FloatArray
 from drivefine_agent.geometry.se2 import wrap_angle
 from drivefine_agent.scoring.centerline import Path, poses_along
 from drivefine_agent.scoring.forecast import SAMPLES_PER_MAP, Forecast
-from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
-from drivefine_agent.scoring.pdm_corridor import Corridor
+from drivefine_agent.scoring.pdm_corridor import Candidates
 
 NUM_KNOTS = 51
 NUM_PLAN_STEPS = NUM_KNOTS - 1
@@ -45,15 +43,7 @@ HEADWAY_S = 1.5
 MAX_ACCEL_MPS2 = 1.5
 MAX_DECEL_MPS2 = 3.0
 ACCEL_EXPONENT = 10
-
-
-@dataclass
-class Lead:
-    """What a proposal follows; one record serves all policies of a path in a step."""
-
-    arc_length_m: float = 0.0
-    speed_mps: float = 0.0
-    rear_length_m: float = 0.0
+_BRAKING = 2 * np.sqrt(MAX_ACCEL_MPS2 * MAX_DECEL_MPS2)
 
 
 @dataclass
@@ -64,9 +54,8 @@ class Rollout:
     """(B, N) of the paths' vertices [m]."""
     path_poses: FloatArray
     """(B, N, 3) the paths' vertices."""
-    corridors: tuple[Corridor, ...]
-    """(B,)."""
-    forecast: Forecast
+    candidates: Candidates
+    """What may have to be followed."""
     target_speeds: FloatArray
     """(Q,) [m/s]."""
     poses: FloatArray
@@ -76,7 +65,7 @@ class Rollout:
     speeds: FloatArray
     """(B, Q) [m/s] at the current step."""
     leads: FloatArray
-    """(B, Q, 3) arc length, speed and rear length of what is followed; zero at first."""
+    """(B, Q, 3) rows of `_lead_records`; zero at first."""
     step: int = 0
 
     @classmethod
@@ -98,11 +87,7 @@ class Rollout:
         rollout = cls(
             path_arc_lengths=np.stack([path.arc_length for path in paths]),
             path_poses=np.stack([path.poses for path in paths]),
-            corridors=tuple(
-                Corridor.along(path, start, start + reach, forecast)
-                for path, start in zip(paths, starts, strict=True)
-            ),
-            forecast=forecast,
+            candidates=Candidates.find(paths, starts, reach, forecast),
             target_speeds=target_speeds,
             poses=np.zeros((*shape, NUM_KNOTS, 3)),
             arc_lengths=np.repeat(starts, shape[1]).reshape(shape),
@@ -128,8 +113,7 @@ class Rollout:
         return Rollout(
             path_arc_lengths=self.path_arc_lengths[of_path],
             path_poses=self.path_poses[of_path],
-            corridors=self.corridors[of_path],
-            forecast=self.forecast,
+            candidates=self.candidates.only(path),
             target_speeds=self.target_speeds[chosen],
             poses=self.poses[of_path, chosen].copy(),
             arc_lengths=self.arc_lengths[of_path, chosen].copy(),
@@ -142,58 +126,78 @@ class Rollout:
         self.poses[:, :, self.step] = poses_along(self.path_arc_lengths, self.path_poses, self.arc_lengths)
 
     def _find_leads(self, step: int) -> FloatArray:
-        """(B, Q, 3) records of the leading objects; in policy order, since one record serves a path."""
-        poses = self.poses[:, :, step - 1]
-        footprints = shapely.polygons(_footprints(poses))
-        nearest = [
-            corridor.nearest_ahead(step // SAMPLES_PER_MAP, *of_path)
-            for corridor, *of_path in zip(self.corridors, self.arc_lengths, footprints, strict=True)
-        ]
-        entries = np.array([entry for entry, _ in nearest])  # (B, Q)
-        arc_lengths = self.arc_lengths + np.array([gap for _, gap in nearest])
-        is_object = (entries >= 0) & (entries < self.forecast.num_objects)
+        """(B, Q, 3) records of what is followed, from where everybody was in the step before."""
+        poses, forecast = self.poses[:, :, step - 1], self.candidates.forecast
+        entries, gaps = self.candidates.nearest_ahead(step // SAMPLES_PER_MAP, self.arc_lengths, poses)
+        is_object = (entries >= 0) & (entries < forecast.num_objects)
         objects = entries[is_object]
-        relative = wrap_angle(self.forecast.headings[objects] - poses[..., 2][is_object])
         speeds = np.zeros(entries.shape)
-        speeds[is_object] = self.forecast.speeds[objects] * np.cos(relative)
-
-        leads = np.empty_like(self.leads)
-        for path, policies in enumerate(leads):
-            record = Lead()
-            for policy in range(len(policies)):
-                if entries[path, policy] >= 0:
-                    record.arc_length_m = arc_lengths[path, policy]
-                    if is_object[path, policy]:  # red lights keep the speed of the record
-                        record.speed_mps = speeds[path, policy]
-                else:
-                    record.arc_length_m = self.path_arc_lengths[path, -1]
-                    record.rear_length_m = EGO_LENGTH_M / 2
-                policies[policy] = record.arc_length_m, record.speed_mps, record.rear_length_m
-        return leads
+        relative = wrap_angle(forecast.headings[objects] - poses[..., 2][is_object])
+        speeds[is_object] = forecast.speeds[objects] * np.cos(relative)
+        return _lead_records(entries, is_object, self.arc_lengths + gaps, speeds, self.path_arc_lengths)
 
     def _follow(self) -> None:
         """One step of the Intelligent Driver Model; the position moves with the old speed."""
-        lead_arc_length, lead_speed, rear_length = np.moveaxis(self.leads, -1, 0)
-        desired_gap = (
-            MIN_GAP_M
-            + self.speeds * HEADWAY_S
-            + (self.speeds * (self.speeds - lead_speed)) / (2 * np.sqrt(MAX_ACCEL_MPS2 * MAX_DECEL_MPS2))
+        speed_ratios, gap_ratios = _driver_model(
+            self.arc_lengths, self.speeds, self.target_speeds, self.leads
         )
-        gap = np.maximum(lead_arc_length - self.arc_lengths - rear_length, MIN_GAP_M)
-        accel = MAX_ACCEL_MPS2 * (
-            1 - (self.speeds / self.target_speeds) ** ACCEL_EXPONENT - (desired_gap / gap) ** 2
-        )
-        accel = np.minimum(np.maximum(accel, -MAX_DECEL_MPS2), MAX_ACCEL_MPS2)
-        self.arc_lengths = self.arc_lengths + SIM_INTERVAL_S * self.speeds
-        self.speeds = self.speeds + SIM_INTERVAL_S * accel
+        powers = speed_ratios**ACCEL_EXPONENT  # by numpy: another power differs in the last bit
+        self.arc_lengths, self.speeds = _moved(self.arc_lengths, self.speeds, powers, gap_ratios)
 
 
-def _footprints(poses: FloatArray) -> FloatArray:
-    """Corners (..., 4, 2) of the ego at rear-axle poses (..., 3)."""
-    centers = poses.copy()
-    centers[..., 0] += EGO_REAR_AXLE_TO_CENTER_M * np.cos(poses[..., 2])
-    centers[..., 1] += EGO_REAR_AXLE_TO_CENTER_M * np.sin(poses[..., 2])
-    return nuplan_box_corners(centers, EGO_LENGTH_M, EGO_WIDTH_M)
+@njit(cache=True, nogil=True)
+def _lead_records(entries, is_object, arc_lengths, speeds, path_arc_lengths):
+    """(B, Q, 3) arc length, speed and rear length of what is followed.
+
+    One record serves the policies of a path, one after the other: a red light keeps its speed, and all but
+    the end of the path keep its rear length.
+    """
+    leads = np.empty((*entries.shape, 3))
+    for path in range(entries.shape[0]):
+        record = np.zeros(3)
+        for policy in range(entries.shape[1]):
+            if entries[path, policy] < 0:
+                record[0], record[2] = path_arc_lengths[path, -1], EGO_LENGTH_M / 2
+            else:
+                record[0] = arc_lengths[path, policy]
+                if is_object[path, policy]:
+                    record[1] = speeds[path, policy]
+            leads[path, policy] = record
+    return leads
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _driver_model(arc_lengths, speeds, target_speeds, leads):
+    """(B, Q) speed by wanted speed, and wanted gap by gap; NaN where a speed limit is 0."""
+    speed_ratios, gap_ratios = np.empty_like(speeds), np.empty_like(speeds)
+    for path in range(speeds.shape[0]):
+        for policy in range(speeds.shape[1]):
+            speed = speeds[path, policy]
+            lead_arc_length, lead_speed, rear_length = leads[path, policy]
+            wanted = MIN_GAP_M + speed * HEADWAY_S + (speed * (speed - lead_speed)) / _BRAKING
+            gap = lead_arc_length - arc_lengths[path, policy] - rear_length
+            if gap < MIN_GAP_M:
+                gap = MIN_GAP_M
+            speed_ratios[path, policy] = speed / target_speeds[policy]
+            gap_ratios[path, policy] = wanted / gap
+    return speed_ratios, gap_ratios
+
+
+@njit(cache=True, nogil=True)
+def _moved(arc_lengths, speeds, powers, gap_ratios):
+    """(B, Q) arc lengths and speeds 0.1 s later, `powers` being those of the speed ratios."""
+    new_arc_lengths, new_speeds = np.empty_like(arc_lengths), np.empty_like(speeds)
+    for path in range(speeds.shape[0]):
+        for policy in range(speeds.shape[1]):
+            gap_ratio = gap_ratios[path, policy]
+            accel = MAX_ACCEL_MPS2 * (1.0 - powers[path, policy] - gap_ratio * gap_ratio)
+            if accel < -MAX_DECEL_MPS2:
+                accel = -MAX_DECEL_MPS2
+            if accel > MAX_ACCEL_MPS2:
+                accel = MAX_ACCEL_MPS2
+            new_arc_lengths[path, policy] = arc_lengths[path, policy] + SIM_INTERVAL_S * speeds[path, policy]
+            new_speeds[path, policy] = speeds[path, policy] + SIM_INTERVAL_S * accel
+    return new_arc_lengths, new_speeds
 
 
 def target_speeds(speed_limit_mps: float | None) -> FloatArray:
