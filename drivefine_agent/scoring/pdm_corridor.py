@@ -156,7 +156,7 @@ def _footprints(poses: FloatArray) -> FloatArray:
 
 @njit(cache=True, nogil=True)
 def _pairs_ahead(path, candidate_arc_lengths, ego_arc_lengths):
-    """Egos (R,), counted over all paths, and the candidates (R,) ahead of them; arc lengths (C,) and (B, Q)."""
+    """Egos (R,), counted over all paths, and candidates (R,) ahead of them, by arc lengths (C,), (B, Q)."""
     num_policies = ego_arc_lengths.shape[1]
     egos = np.empty(len(path) * num_policies, dtype=np.int64)
     candidates = np.empty(len(path) * num_policies, dtype=np.int64)
