@@ -144,7 +144,7 @@ def score_states_v2(
         driving_direction_compliance=driving_direction_compliance(
             center, areas.off_route & ~areas.center_in_intersection
         ),
-        traffic_light_compliance=traffic_light_compliance(points[:, :, :CENTER], surroundings.lights),
+        traffic_light_compliance=traffic_light_compliance(points, surroundings.lights),
         progress_m=raw_progress(center, surroundings.centerline),
         time_to_collision_within_bound=time_to_collision,
         lane_keeping=lane_keeping(center, areas.center_in_intersection, surroundings.centerline),
