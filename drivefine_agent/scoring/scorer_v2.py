@@ -29,6 +29,7 @@ from drivefine_agent.scoring.collisions import no_at_fault_collisions
 from drivefine_agent.scoring.comfort import history_comfort
 from drivefine_agent.scoring.contacts import TrackBoxes
 from drivefine_agent.scoring.drivable_area import drivable_area_compliance
+from drivefine_agent.scoring.drivable_map import polygons_from_arrays
 from drivefine_agent.scoring.driving_direction import driving_direction_compliance
 from drivefine_agent.scoring.footprint import CENTER, footprint_points
 from drivefine_agent.scoring.lane_keeping import lane_keeping
@@ -105,14 +106,10 @@ class StateScoresV2:
 
 def red_lights(scene: ScoringSceneV2) -> RedLights:
     """The red lane connectors of a scene as polygons."""
-    polygons = DrivablePolygons(
-        scene.red_light_xy,
-        scene.red_light_ring_offsets,
-        scene.red_light_part_offsets,
-        np.zeros(len(scene.red_light_ids), dtype=np.int64),
-        np.zeros(len(scene.red_light_ids), dtype=bool),
+    polygons = polygons_from_arrays(
+        scene.red_light_xy, scene.red_light_ring_offsets, scene.red_light_part_offsets
     )
-    return RedLights(polygons.shapely_polygons, scene.red_light_on)
+    return RedLights(polygons, scene.red_light_on)
 
 
 def score_states_v2(
