@@ -51,13 +51,18 @@ def traffic_light_compliance(corners: FloatArray, lights: RedLights) -> FloatArr
       (P,) 0 where the ego touches a red connector in any state, else 1.
     """
     score = np.ones(len(corners))
+    score[red_light_contacts(corners, lights)[:, 0]] = 0.0
+    return score
+
+
+def red_light_contacts(corners: FloatArray, lights: RedLights) -> NDArray[np.int64]:
+    """(C, 3) proposal, state and light wherever the ego touches a red connector; arguments as above."""
     if not len(lights.polygons) or not len(corners):
-        return score
+        return np.zeros((0, 3), dtype=np.int64)
     low, high = corners.min(axis=2), corners.max(axis=2)  # (P, S, 2)
     bounds = shapely.bounds(lights.polygons)  # (L, 4)
     near = (bounds[:, 0] <= high[..., None, 0]) & (bounds[:, 2] >= low[..., None, 0])
     near &= (bounds[:, 1] <= high[..., None, 1]) & (bounds[:, 3] >= low[..., None, 1])
     p, t, light = np.nonzero(near & lights.is_red[: corners.shape[1]])
     touches = shapely.intersects(shapely.polygons(corners[p, t]), lights.polygons[light])
-    score[p[touches]] = 0.0
-    return score
+    return np.stack([p, t, light], axis=1)[touches]
