@@ -23,10 +23,10 @@ from tqdm import tqdm
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.job import BENCHMARKS
 from drivefine_agent.evaluation.report import render_report
 from drivefine_agent.evaluation.report_job import build_report, check_runs
 from drivefine_agent.evaluation.report_runs import read_metrics, read_run
-from drivefine_agent.evaluation.job import BENCHMARKS
 from drivefine_agent.evaluation.run import SceneSource
 from drivefine_agent.scoring.cache import SceneCache
 

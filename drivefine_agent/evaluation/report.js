@@ -419,7 +419,7 @@ function reasonList(scene, ids, onTime) {
       if (reason.state !== null) {
         text.type = "button";
         text.title = `show ${(reason.state * STEP_S).toFixed(1)} s`;
-        text.addEventListener("click", () => onTime(reason.state, id));
+        text.addEventListener("click", () => onTime(reason.state));
       }
       item.append(text);
       if (reason.isLifted) item.append(element("small", "", " not counted: the recorded driver fails this too"));
@@ -430,6 +430,14 @@ function reasonList(scene, ids, onTime) {
     list.append(group);
   }
   return list;
+}
+
+// The state in which a trajectory first breaks a rule that counts, those that make the score 0 first; or null.
+function firstTrouble(scene, ids) {
+  const reasons = ids.flatMap((id) => scene.reasons[id] || []).filter((item) => item.state !== null && !item.isLifted);
+  const isFatal = (item) => index.metrics.some((metric) => metric.key === item.rule && metric.isMultiplied);
+  const counted = reasons.some(isFatal) ? reasons.filter(isFatal) : reasons;
+  return counted.length ? Math.min(...counted.map((item) => item.state)) : null;
 }
 
 // ------------------------------------------------------------------------------------------------ cards
@@ -518,38 +526,35 @@ function open(scene, article) {
   const ids = () => index.plans.map((plan) => plan.id).filter((id) => chosen.has(id) && data.plans[id]);
   const play = player(scene, data, [{ canvas, ids }]);
   let camera = cameraView(scene, data, ids());
+  const jump = (state) => play.show(state);
+  let reasons = reasonList(scene, ids(), jump);
   const legend = planLegend(data, chosen, () => {
-    const fresh = cameraView(scene, data, ids());
-    camera.replaceWith(fresh);
-    camera = fresh;
+    const freshCamera = cameraView(scene, data, ids()), freshReasons = reasonList(scene, ids(), jump);
+    camera.replaceWith(freshCamera);
+    reasons.replaceWith(freshReasons);
+    [camera, reasons] = [freshCamera, freshReasons];
     play.redraw();
   });
   const scroll = element("div", "scroll");
   scroll.append(scoreTable(scene));
   left.append(camera, legend, scroll);
-  right.append(canvas, play.bar);
+  right.append(canvas, play.bar, reasons);
   body.append(left, right);
-  const jump = (state, id) => {
-    if (!chosen.has(id)) legend.choose(id);
-    play.show(state);
-  };
-  article.append(body, reasonList(scene, index.plans.map((plan) => plan.id), jump));
+  article.append(body);
   article.playTo = play.show;
   history.replaceState(null, "", `#${encodeURIComponent(scene.token)}`);
-  play.show(0);
+  play.show(firstTrouble(scene, [MAIN]) ?? 0);
   return article;
 }
 
 function planLegend(data, chosen, onChange) {
   const list = element("div", "legend plans");
-  const boxes = {};
   for (const plan of index.plans) {
     if (!data.plans[plan.id]) continue;
     const label = element("label");
     const tick = element("input");
     tick.type = "checkbox";
     tick.checked = chosen.has(plan.id);
-    boxes[plan.id] = tick;
     tick.addEventListener("change", () => {
       if (tick.checked) chosen.add(plan.id);
       else chosen.delete(plan.id);
@@ -558,7 +563,6 @@ function planLegend(data, chosen, onChange) {
     label.append(tick, lineSample(plan), plan.label);
     list.append(label);
   }
-  list.choose = (id) => { boxes[id].checked = true; chosen.add(id); onChange(); };
   return list;
 }
 
@@ -597,7 +601,7 @@ function pairCard(scene) {
     first.append(play.bar, reasonList(scene, [BEFORE, MAIN], (state) => play.show(state)));
     body.append(first, columns[0].column, columns[1].column);
     article.replaceChildren(header, body);
-    play.show(0);
+    play.show(firstTrouble(scene, [MAIN, BEFORE]) ?? 0);
     article.playTo = play.show;
   };
   watcher.observe(article);
@@ -617,15 +621,10 @@ const SORTS = {
   worst: (a, b) => order(scoreOf(a, MAIN)) - order(scoreOf(b, MAIN)),
   best: (a, b) => order(scoreOf(b, MAIN)) - order(scoreOf(a, MAIN)),
   change: (a, b) => Math.abs(changeOf(b) ?? 0) - Math.abs(changeOf(a) ?? 0),
-  time: (a, b) => firstTrouble(a) - firstTrouble(b),
+  time: (a, b) => (firstTrouble(a, [MAIN]) ?? NUM_STATES) - (firstTrouble(b, [MAIN]) ?? NUM_STATES),
   log: (a, b) => a.log.localeCompare(b.log) || a.number - b.number,
 };
 const order = (value) => (value === null ? -1 : value);
-
-function firstTrouble(scene) {
-  const states = (scene.reasons[MAIN] || []).filter((item) => item.state !== null && !item.isLifted).map((item) => item.state);
-  return states.length ? Math.min(...states) : Infinity;
-}
 
 function hasFailed(scene, rule) {
   if (!rule) return true;

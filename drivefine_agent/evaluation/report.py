@@ -36,6 +36,8 @@ HUMAN = "human"
 NUM_PAIRS = 3
 """Scenes shown side by side in which refinement gained most, and as many in which it lost most."""
 
+_WITHOUT_WEIGHT = "driving_direction_compliance"  # in NAVSIM 1.1
+
 
 @dataclass(frozen=True)
 class AgentEntry:
@@ -147,7 +149,7 @@ def script_json(value: object) -> str:
 
 
 def changed_most(report: Report, count: int = NUM_PAIRS) -> list[str]:
-    """Tokens of the scenes on the page in which refinement gained most, then of those in which it lost most."""
+    """Tokens of the scenes in which refinement gained most, then of those in which it lost most."""
     changes = {}
     for scene in report.scenes:
         after, before = scene.scores.get("final"), scene.scores.get("generated")
@@ -171,7 +173,7 @@ def _data_chunks(report: Report) -> str:
             "short": short,
             "long": RULE_TEXTS.get(key, short),
             "isMultiplied": is_multiplied(key, report.benchmark),
-            "isRule": key != "score" and not (key == "driving_direction_compliance" and _is_v1(report)),
+            "isRule": key != "score" and not (key == _WITHOUT_WEIGHT and _is_v1(report)),
         }
         for key, short in report.names.items()
     ]
@@ -247,8 +249,7 @@ def _scenes_section(report: Report) -> str:
     rules = "".join(
         f'<option value="{key}">{escape(RULE_TEXTS[key])}</option>'
         for key in report.names
-        if key not in ("score", "ego_progress")
-        and not (_is_v1(report) and key.startswith("driving_direction"))
+        if key not in ("score", "ego_progress") and not (_is_v1(report) and key == _WITHOUT_WEIGHT)
     )
     failures = '<option value="not scored">not scored</option><option value="zero">score 0</option>'
     refined = '<option value="change">most changed by refinement</option>' if report.before else ""

@@ -106,14 +106,14 @@ def scatter_svg(tokens: Sequence[str], before: FloatArray, after: FloatArray, me
     )
 
 
-def curves_svg(series: Mapping[str, tuple[FloatArray, FloatArray]]) -> str:
-    """Curves (steps, values) by name on one pair of axes; each is also smoothed where it is long.
+def curves_svg(series: Mapping[str, tuple[str, FloatArray, FloatArray]]) -> str:
+    """Curves (colour, steps, values) by name on one pair of axes; each is also smoothed where it is long.
 
     Values that are not finite are left out, and leave a gap.
     """
     width, height, left, right, top, bottom = 270.0, 150.0, 44.0, 8.0, 10.0, 20.0
-    steps = np.concatenate([steps for steps, _ in series.values()])
-    values = np.concatenate([values for _, values in series.values()])
+    steps = np.concatenate([steps for _, steps, _ in series.values()])
+    values = np.concatenate([values for _, _, values in series.values()])
     values = values[np.isfinite(values)]
     if len(values) == 0:
         return f'<p class="note">no finite value in {len(steps)} rows</p>'
@@ -128,7 +128,7 @@ def curves_svg(series: Mapping[str, tuple[FloatArray, FloatArray]]) -> str:
         return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
 
     lines = []
-    for colour, (name, (x, y)) in zip(CURVE_COLOURS, series.items(), strict=False):
+    for name, (colour, x, y) in series.items():
         is_finite = np.isfinite(y)
         title = f"<title>{escape(name)}: last {y[-1]:.4g}</title>"
         pieces = np.split(np.arange(len(y)), np.flatnonzero(np.diff(is_finite.astype(int))) + 1)
@@ -159,7 +159,7 @@ def curves_svg(series: Mapping[str, tuple[FloatArray, FloatArray]]) -> str:
         f'font-size="10" fill="{NEUTRAL}"><rect x="{left}" y="{top}" width="{width - left - right}" '
         f'height="{height - top - bottom}" fill="#fafbf9" stroke="{GRID}"/>{"".join(lines)}{labels}'
         f'<text x="{left}" y="{height - 6}">{first:.0f}</text>'
-        f'<text x="{width - right}" y="{height - 6}" text-anchor="end">step {last:.0f}</text></svg>'
+        f'<text x="{width - right}" y="{height - 6}" text-anchor="end">step {steps.max():.0f}</text></svg>'
     )
 
 

@@ -191,9 +191,8 @@ class _SceneBuilder:
         for name, run in self.runs.items():
             is_main = run is self._main
             label = f"{name}, refined" if is_main and self._main.before is not None else name
-            plans.append(
-                PlanStyle(self._ids[name], label, self._styles[name], True, self._ids[name][:3] != "run")
-            )
+            key = self._ids[name]
+            plans.append(PlanStyle(key, label, self._styles[name], True, not key.startswith("run")))
             if is_main and self._main.before is not None:
                 plans.append(PlanStyle(GENERATED, f"{name}, generated", GENERATED_STYLE, True, True))
         if HUMAN not in self._ids.values():
@@ -227,12 +226,17 @@ class _SceneBuilder:
             map_name=window.map_name,
             command=DRIVING_COMMANDS[int(np.argmax(frame.driving_command))],
             speed_mps=float(np.hypot(*frame.ego_velocity)),
-            stage=0 if self._main.benchmark != TWO_STAGE else 2 if window.second_stage is not None else 1,
+            stage=self._stage(window),
             scores={key: row if row and row["valid"] else None for key, row in scores.items()},
             errors=errors,
             reasons=reasons,
             data=data,
         )
+
+    def _stage(self, window: SceneWindow) -> int:
+        if self._main.benchmark != TWO_STAGE:
+            return 0
+        return 1 if window.second_stage is None else 2
 
     def _plans(
         self, window: SceneWindow, scene: ScoringScene, scores: Mapping[str, Mapping[str, Any] | None]
@@ -279,9 +283,9 @@ class _SceneBuilder:
         for name, value in explained.scores.items():
             if name in row and abs(value - row[name]) > _SAME_SCORE:
                 raise DataError(
-                    f"scene {scene.token!r} scores {name} = {value:.6g} for the trajectory {key!r}, its result "
-                    f"row says {row[name]:.6g}: logs, maps or scene cache are not those of the evaluation; "
-                    "evaluate again"
+                    f"scene {scene.token!r} scores {name} = {value:.6g} for the trajectory {key!r}, its "
+                    f"result row says {row[name]:.6g}: logs, maps or scene cache are not those of the "
+                    "evaluation; evaluate again"
                 )
         extended = row.get("two_frame_extended_comfort", np.nan)
         if extended < 1.0:

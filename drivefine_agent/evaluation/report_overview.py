@@ -60,7 +60,7 @@ def scores_section(report: Report) -> str:
     is_grouped = all(entry.groups is not None for entry in entries)
     names: Mapping[str, str] = SHORT_NAMES_GROUPS if is_grouped else report.names
     tables = {entry.name: entry.groups if is_grouped else entry.table for entry in entries}
-    summaries = compare(tables, base=base, seed=report.seed, names=names)  # type: ignore[arg-type]
+    summaries = compare(tables, base=base, seed=report.seed, names=names)
     parts = [_agents_table(summaries, entries, names)]
     if is_grouped:
         parts.append(_samples_table(report, entries))
@@ -150,40 +150,44 @@ def failures_section(report: Report) -> str:
         rules.remove("driving_direction_compliance")  # weight 0
     multiplied = [rule for rule in rules if is_multiplied(rule, report.benchmark)]
     rest = [rule for rule in rules if rule not in multiplied]
+    largest = max([1, *(int((main.table[rule] < 1.0).sum()) for rule in rules)])
     head = "".join(f'<th scope="col">{escape(entry.name)}</th>' for entry in entries[1:])
     width = len(entries) + 1
     rows = [f'<tr class="kind"><th colspan="{width}">scenes that could not be scored</th></tr>']
     failed = [~entry.table["valid"] for entry in entries]
-    rows.append(_count_row("not scored", "not scored", failed, "#5b6570"))
+    rows.append(_count_row("not scored", "not scored", failed, "#5b6570", largest))
     rows.append(f'<tr class="kind"><th colspan="{width}">rules that made the score 0</th></tr>')
     rows += [
-        _count_row(rule, RULE_TEXTS[rule], [entry.table[rule] == 0.0 for entry in entries], "#a02b12")
+        _count_row(
+            rule, RULE_TEXTS[rule], [entry.table[rule] == 0.0 for entry in entries], "#a02b12", largest
+        )
         for rule in multiplied
     ]
     rows.append(f'<tr class="kind"><th colspan="{width}">rules that cost points</th></tr>')
     for rule in multiplied:
         lowered = [(entry.table[rule] > 0.0) & (entry.table[rule] < 1.0) for entry in entries]
         if any(count.any() for count in lowered):
-            rows.append(_count_row(rule, f"{RULE_TEXTS[rule]} (half)", lowered, "#d9a520"))
+            rows.append(_count_row(rule, f"{RULE_TEXTS[rule]} (half)", lowered, "#d9a520", largest))
     rows += [
-        _count_row(rule, RULE_TEXTS[rule], [entry.table[rule] < 1.0 for entry in entries], "#d9a520")
+        _count_row(rule, RULE_TEXTS[rule], [entry.table[rule] < 1.0 for entry in entries], "#d9a520", largest)
         for rule in rest
     ]
     return (
         "<p>In how many scenes each rule failed. Click a bar to see them.</p>"
-        f'<div class="panel"><table><thead><tr><th></th><th scope="col" style="text-align:left">'
+        f'<div class="panel"><table class="failures"><thead><tr><th></th><th scope="col">'
         f"{escape(main.name)}</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f"{_error_list(report)}"
     )
 
 
-def _count_row(rule: str, text: str, failed: Sequence[pd.Series], colour: str) -> str:
-    """One rule: a bar for the main agent, numbers for the others."""
-    count, total = int(failed[0].sum()), len(failed[0])
-    share = count / max(total, 1)
+def _count_row(rule: str, text: str, failed: Sequence[pd.Series], colour: str, largest: int) -> str:
+    """One rule: a bar for the main agent, numbers for the others; `largest` fills the bar's place."""
+    count, total = int(failed[0].sum()), max(len(failed[0]), 1)
+    share = min(1.0, count / largest)
     bar = (
-        f'<button type="button" data-rule="{rule}"><i style="width:{70 * share:.1f}%;background:{colour}"></i>'
-        f"<span>{count}</span></button>"
+        f'<button type="button" data-rule="{rule}">'
+        f'<i style="width:{60 * share:.1f}%;background:{colour}"></i>'
+        f"<span>{count} <small>{100 * count / total:.0f} %</small></span></button>"
         if count
         else "0"
     )
@@ -250,7 +254,8 @@ def refinement_section(report: Report) -> str:
         second, first = paired_values(after.table, before.table, name)
         rows.append(
             f'<tr><th scope="row">{short}</th><td>{_points(float(first.mean()))}</td>'
-            f"<td>{_points(float(second.mean()))}</td><td>{100 * (second.mean() - first.mean()):+.1f}</td></tr>"
+            f"<td>{_points(float(second.mean()))}</td>"
+            f"<td>{100 * (second.mean() - first.mean()):+.1f}</td></tr>"
         )
     unit = "samples, each with the same weight" if after.groups is not None else "scenes"
     scatter = scatter_svg(list(pairs["token"]), score_before, score_after, report.names["score"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from drivefine_agent.evaluation.paths import GENERATED_STYLE, REFINED_STYLE
 from drivefine_agent.evaluation.report_charts import CURVE_COLOURS, curves_svg
 
 Rows = Sequence[Mapping[str, Any]]
@@ -30,6 +31,13 @@ _FIRST_RL = (
     ),
     ("gradient norm", {"generator": "generator/grad_norm", "refiner": "refiner/grad_norm"}),
 )
+_COLOURS = {
+    "generated": GENERATED_STYLE.colour,
+    "generator": GENERATED_STYLE.colour,
+    "refined": REFINED_STYLE.colour,
+    "refiner": REFINED_STYLE.colour,
+}
+"""As the trajectories are drawn."""
 _VALIDATION = "_validation"
 _NOT_CURVES = ("group", "step")
 
@@ -39,9 +47,10 @@ def training_section(name: str, rows: Rows) -> str:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(str(row["group"]), []).append(row)
-    parts = [f"<h3>{escape(name)}</h3>"]
     if not groups:
-        return parts[0] + '<p class="note">no rows yet</p>'
+        return f'<h3>{escape(name)}</h3><p class="note">no rows yet</p>'
+    shown: list[str] = []
+    folded: list[str] = []
     for group, own in groups.items():
         if group.endswith(_VALIDATION) and group.removesuffix(_VALIDATION) in groups:
             continue
@@ -49,7 +58,8 @@ def training_section(name: str, rows: Rows) -> str:
         metrics = sorted(
             {key for row in own for key, value in row.items() if _is_number(value)} - set(_NOT_CURVES)
         )
-        panels, used = [], set()
+        panels: list[str] = []
+        used: set[str] = set()
         if any("/" in metric for metric in metrics):
             for title, curves in _FIRST_RL:
                 found = {label: metric for label, metric in curves.items() if metric in metrics}
@@ -59,7 +69,9 @@ def training_section(name: str, rows: Rows) -> str:
         elif "loss" in metrics:
             used.add("loss")
             both = {"training": (own, "loss"), "held-out": (validation, "loss")}
-            panels.append(_panel("loss", {label: source for label, source in both.items() if source[0]}))
+            panels.append(
+                _panel(f"{group}: loss", {label: source for label, source in both.items() if source[0]})
+            )
             displacement = {
                 label: (validation, metric)
                 for label, metric in (
@@ -69,33 +81,35 @@ def training_section(name: str, rows: Rows) -> str:
                 if any(metric in row for row in validation)
             }
             if displacement:
-                panels.append(_panel("distance from the driver after 4 s, held-out [m]", displacement))
-        rest = [_panel(metric, {metric: (own, metric)}) for metric in metrics if metric not in used]
+                panels.append(_panel(f"{group}: metres from the driver after 4 s, held-out", displacement))
+        rest = [_panel(f"{group}: {metric}", {"": (own, metric)}) for metric in metrics if metric not in used]
         if not panels:
             panels, rest = rest, []
-        parts.append(f'<h4 class="note">{escape(group)}</h4><div class="curves">{"".join(panels)}</div>')
-        if rest:
-            parts.append(
-                f"<details><summary>{len(rest)} more of {escape(group)}</summary>"
-                f'<div class="curves">{"".join(rest)}</div></details>'
-            )
-    return "".join(parts)
+        shown += panels
+        folded += rest
+    more = (
+        f'<details><summary>{len(folded)} more curves</summary><div class="curves">{"".join(folded)}</div>'
+        "</details>"
+        if folded
+        else ""
+    )
+    return f'<h3>{escape(name)}</h3><div class="curves">{"".join(shown)}</div>{more}'
 
 
 def _panel(title: str, curves: Mapping[str, tuple[Rows, str]]) -> str:
     series, legend = {}, []
-    for colour, (label, (rows, metric)) in zip(CURVE_COLOURS, curves.items(), strict=False):
+    for position, (label, (rows, metric)) in enumerate(curves.items()):
+        colour = _COLOURS.get(label, CURVE_COLOURS[position % len(CURVE_COLOURS)])
         points = [(row["step"], row[metric]) for row in rows if _is_number(row.get(metric))]
         if points:
             steps, values = np.array(points, dtype=np.float64).T
-            series[label] = (steps, values)
+            series[label] = (colour, steps, values)
             legend.append(f'<span style="color:{colour}">{escape(label)} <b>{values[-1]:.4g}</b></span>')
     if not series:
         return ""
     note = f"<small> {' · '.join(legend)}</small>"
-    return (
-        f'<figure class="panel"><figcaption>{escape(title)}{note}</figcaption>{curves_svg(series)}</figure>'
-    )
+    caption = f"<figcaption>{escape(title)}{note}</figcaption>"
+    return f'<figure class="panel">{caption}{curves_svg(series)}</figure>'
 
 
 def _is_number(value: object) -> bool:

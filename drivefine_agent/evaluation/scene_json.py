@@ -83,9 +83,8 @@ def scene_json(
       image_width_px: to which the picture is scaled.
     """
     origin = scene.initial_state[:3]
-    window = visible_window(
-        [path_line(plan.poses) for plan in plans if not plan.id.startswith("run")], ASPECT
-    )
+    own = [path_line(plan.poses) for plan in plans if not plan.id.startswith("run")]
+    window = visible_window(own, ASPECT)
     near = (window[0] - 3.0, window[2] - 3.0, window[1] + 3.0, window[3] + 3.0)
     scored = [plan for plan in plans if plan.explained is not None]
     tracks = TrackBoxes.from_scene(scene) if not scored else scored[0].explained.tracks  # type: ignore[union-attr]

@@ -117,7 +117,7 @@ def explain_v1(scene: ScoringScene, poses: ArrayLike) -> Explained:
         progress_m = float(raw_progress(points[:, :, CENTER], around.centerline)[0])
         text = f"{progress_m:.1f} m along the route, the reference planner {scene.reference_progress:.1f} m"
         if multiplier < 1.0:
-            text += f"; counted times {multiplier:g} for what it hit or left"
+            text += f", counted {multiplier:g} times"
         reasons.append(Reason("ego_progress", scores["ego_progress"], text))
     return Explained(scores, states[0], around.tracks, tuple(reasons))
 
