@@ -415,14 +415,17 @@ function reasonList(scene, ids, onTime) {
       const item = element("li", reason.isLifted ? "lifted" : "");
       const kind = reason.isLifted ? "lifted" : metric.isMultiplied ? (reason.value === 0 ? "zero" : "half") : "cost";
       item.append(element("span", `chip ${kind}`, metric.short));
-      const text = element(reason.state === null ? "span" : "button", "reason", reason.text);
+      const words = reason.text.replace(/(\d) (?=(s|m)\b)/g, "$1\u00a0");
+      const text = element(reason.state === null ? "span" : "button", "reason", words);
       if (reason.state !== null) {
         text.type = "button";
         text.title = `show ${(reason.state * STEP_S).toFixed(1)} s`;
         text.addEventListener("click", () => onTime(reason.state));
       }
-      item.append(text);
-      if (reason.isLifted) item.append(element("small", "", " not counted: the recorded driver fails this too"));
+      const line = element("span");
+      line.append(text);
+      if (reason.isLifted) line.append(element("small", "", " (not counted: the recorded driver fails this too)"));
+      item.append(line);
       items.append(item);
     }
     if (!items.children.length) items.append(element("li", "one", "nothing to complain about"));

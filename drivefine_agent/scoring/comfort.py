@@ -37,12 +37,12 @@ MAX_ABS_YAW_RATE_RADPS = 0.95
 MAX_ABS_YAW_ACCEL_RADPS2 = 1.93
 
 COMFORT_SERIES = (
-    ("longitudinal acceleration", "m/s^2"),
-    ("lateral acceleration", "m/s^2"),
-    ("jerk", "m/s^3"),
-    ("longitudinal jerk", "m/s^3"),
+    ("longitudinal acceleration", "m/s²"),
+    ("lateral acceleration", "m/s²"),
+    ("jerk", "m/s³"),
+    ("longitudinal jerk", "m/s³"),
     ("yaw rate", "rad/s"),
-    ("yaw acceleration", "rad/s^2"),
+    ("yaw acceleration", "rad/s²"),
 )
 """Names and units of the six series, in the order of `comfort_margins`."""
 COMFORT_BOUNDS: FloatArray = np.array(

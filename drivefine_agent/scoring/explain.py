@@ -304,5 +304,5 @@ def _comfort(rule: str, series: FloatArray, num_past: int) -> Iterator[Reason]:
         sign, bound = (">", high) if value >= high else ("<", low)
         when = (worst - num_past) * SIM_INTERVAL_S
         parts.append(f"{name} {value:.2f} {sign} {bound:g} {unit} at {when:.1f} s")
-    first = int(np.argmax((excess >= 0.0).any(axis=0))) - num_past
-    yield Reason(rule, 0.0, "uncomfortable: " + ", ".join(parts), max(first, 0))
+    is_out = (excess[:, num_past:] >= 0.0).any(axis=0)  # argmax of none: only the past is, which ends at 0
+    yield Reason(rule, 0.0, "uncomfortable: " + ", ".join(parts), int(np.argmax(is_out)))

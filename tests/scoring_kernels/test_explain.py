@@ -105,7 +105,7 @@ def test_comfort_names_the_series_its_value_and_its_bound():
     scene = toy_scene(initial_state=ego_at_origin(15.0))
     text = only(explain_v1(scene, 0.2 * straight_poses(5.0)), "comfort").text  # from 15 to 1 m/s
     assert text.startswith("uncomfortable: longitudinal acceleration -")
-    assert "< -4.05 m/s^2 at " in text
+    assert "< -4.05 m/s² at " in text
 
 
 def test_lane_keeping_and_red_lights_of_navsim_2():
