@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,20 @@ from drivefine_agent.evaluation.run import SceneSource
 from drivefine_agent.evaluation.scene_choice import choose_scenes, describe_rule
 from drivefine_agent.evaluation.scene_json import Plan, scene_json
 from drivefine_agent.evaluation.scene_view import birdseye_view
-from drivefine_agent.scoring.explain import Explained, Reason, explain_v1, explain_v2
+from drivefine_agent.scoring.explain import (
+    Explained,
+    Reason,
+    explain_extended_comfort,
+    explain_v1,
+    explain_v2,
+)
+from drivefine_agent.scoring.extended_comfort import motion_of
+from drivefine_agent.scoring.frame_pairs import adjacent_pairs, start_seconds
 from drivefine_agent.scoring.types import FloatArray, ScoringScene, ScoringSceneV2
 
 _SAME_SCORE = 1e-6
+_EXTENDED_COMFORT = "two_frame_extended_comfort"
+_FRAME_BEFORE_NOT_SHOWN = "differs too much from the plan of the frame before, which is not on this page"
 
 
 def build_report(
@@ -96,6 +107,9 @@ def build_report(
     for token in tokens:
         entries.append(builder.entry(windows[token]))
         on_progress(1)
+    if shown.benchmark != "navsim_v1":
+        previous = _frames_before(scenes)
+        entries = [builder.with_extended_comfort(entry, previous.get(entry.token)) for entry in entries]
     rules_text = RULE_SETS[BENCHMARKS[shown.benchmark]]
     stages = ", two stages" if shown.benchmark == TWO_STAGE else ""
     traffic = "" if shown.benchmark == "navsim_v1" else f", {shown.traffic.replace('_', '-')} traffic"
@@ -146,6 +160,18 @@ def driven_distance(window: SceneWindow) -> float:
     return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
 
 
+def _frames_before(scenes: SplitScenes) -> dict[str, str]:
+    """Token of the frame that extended comfort compares with, by token."""
+    if scenes.groups:
+        pairs = [
+            pair for group in scenes.groups for pair in ((group.token, group.previous_token), *group.pairs)
+        ]
+        return {now: before for now, before in pairs}
+    return adjacent_pairs(
+        (window.token, window.log_name, window.current.timestamp_us) for window in scenes.windows
+    )
+
+
 def _valid_scores(table: pd.DataFrame) -> dict[str, float]:
     valid = table[table["valid"] & table["score"].notna()]
     return dict(zip(valid["token"], valid["score"].astype(float), strict=True))
@@ -171,7 +197,8 @@ class _SceneBuilder:
             if self._main.before is None
             else {row["token"]: row for row in self._main.before.table.to_dict("records")}
         )
-        self._ids = {}
+        self._motions: dict[tuple[str, str], tuple[FloatArray, float]] = {}
+        self._ids: dict[str, str] = {}
         colours = iter(OTHER_COLOURS * len(runs))
         self._styles: dict[str, LineStyle] = {}
         for number, (name, run) in enumerate(runs.items()):
@@ -218,7 +245,11 @@ class _SceneBuilder:
             errors.setdefault(FINAL, f"{type(error).__name__}: {error}")
         else:
             plans = self._plans(window, scene, scores)
-            reasons = {plan.id: plan.explained.reasons for plan in plans if plan.explained is not None}
+            for plan in plans:
+                if plan.explained is not None:
+                    reasons[plan.id] = plan.explained.reasons
+                    motion = motion_of(plan.explained.states)
+                    self._motions[plan.id, token] = motion, start_seconds(frame.timestamp_us)
             data = self._data(window, scene, plans)
         return SceneEntry(
             token=token,
@@ -232,6 +263,31 @@ class _SceneBuilder:
             reasons=reasons,
             data=data,
         )
+
+    def with_extended_comfort(self, entry: SceneEntry, previous: str | None) -> SceneEntry:
+        """The entry with the reasons that need the frame before it; all entries must have been made.
+
+        Args:
+          entry: of a scene.
+          previous: token of the frame before it; None if there is none.
+        """
+        reasons = dict(entry.reasons)
+        for plan, row in entry.scores.items():
+            if row is None or not row.get(_EXTENDED_COMFORT, np.nan) < 1.0:
+                continue
+            now = self._motions.get((plan, entry.token))
+            before = None if previous is None else self._motions.get((plan, previous))
+            reason: Reason | None = Reason(_EXTENDED_COMFORT, 0.0, _FRAME_BEFORE_NOT_SHOWN)
+            if now is not None and before is not None:
+                reason = explain_extended_comfort(now[0], before[0], now[1] - before[1])
+            if reason is None:
+                raise DataError(
+                    f"the result row of scene {entry.token!r} has no extended comfort, its plan {plan!r} and "
+                    "that of the frame before do: logs or split are not those of the evaluation; evaluate "
+                    "again"
+                )
+            reasons[plan] = (*reasons.get(plan, ()), reason)
+        return replace(entry, reasons=reasons)
 
     def _stage(self, window: SceneWindow) -> int:
         if self._main.benchmark != TWO_STAGE:
@@ -287,13 +343,6 @@ class _SceneBuilder:
                     f"result row says {row[name]:.6g}: logs, maps or scene cache are not those of the "
                     "evaluation; evaluate again"
                 )
-        extended = row.get("two_frame_extended_comfort", np.nan)
-        if extended < 1.0:
-            text = "differs too much from the plan of the frame before (acceleration, jerk, yaw rate or yaw)"
-            reason = Reason("two_frame_extended_comfort", float(extended), text)
-            return Explained(
-                explained.scores, explained.states, explained.tracks, (*explained.reasons, reason)
-            )
         return explained
 
     def _data(self, window: SceneWindow, scene: ScoringScene, plans: Sequence[Plan]) -> dict[str, Any]:

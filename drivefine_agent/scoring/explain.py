@@ -26,6 +26,11 @@ from drivefine_agent.scoring.comfort import (
 )
 from drivefine_agent.scoring.contacts import TrackBoxes, bumper_contacts
 from drivefine_agent.scoring.driving_direction import COMPLIANT_BELOW_M, VIOLATED_FROM_M, off_route_distance
+from drivefine_agent.scoring.extended_comfort import (
+    EXTENDED_COMFORT_BOUNDS,
+    EXTENDED_COMFORT_SERIES,
+    extended_comfort_differences,
+)
 from drivefine_agent.scoring.footprint import CENTER, footprint_points
 from drivefine_agent.scoring.lane_keeping import MAX_DEVIATION_M, NUM_STATES_TO_FAIL, deviating_run
 from drivefine_agent.scoring.polygons import DrivablePolygons
@@ -117,7 +122,7 @@ def explain_v1(scene: ScoringScene, poses: ArrayLike) -> Explained:
         progress_m = float(raw_progress(points[:, :, CENTER], around.centerline)[0])
         text = f"{progress_m:.1f} m along the route, the reference planner {scene.reference_progress:.1f} m"
         if multiplier < 1.0:
-            text += f", counted {multiplier:g} times"
+            text += f" (times {multiplier:g})"
         reasons.append(Reason("ego_progress", scores["ego_progress"], text))
     return Explained(scores, states[0], around.tracks, tuple(reasons))
 
@@ -172,6 +177,22 @@ def explain_v2(
         text = f"{progress_m:.1f} m along the route, the reference planner {scene.reference_progress:.1f} m"
         reasons.append(Reason("ego_progress", scores["ego_progress"], text))
     return Explained(scores, states[0], around.tracks, tuple(reasons))
+
+
+def explain_extended_comfort(current: FloatArray, previous: FloatArray, interval_s: float) -> Reason | None:
+    """Why extended comfort is 0; None where it is 1. Arguments and errors as of `extended_comfort`."""
+    differences = extended_comfort_differences(current, previous, interval_s)
+    parts = [
+        f"{name} by {difference:.2f} > {bound:g} {unit}"
+        for (name, unit), difference, bound in zip(
+            EXTENDED_COMFORT_SERIES, differences, EXTENDED_COMFORT_BOUNDS, strict=True
+        )
+        if not difference <= bound
+    ]
+    if not parts:
+        return None
+    text = f"differs from the plan made {interval_s:.1f} s before (root mean square): " + ", ".join(parts)
+    return Reason("two_frame_extended_comfort", 0.0, text)
 
 
 def track_name(scene: ScoringScene, track: int) -> str:

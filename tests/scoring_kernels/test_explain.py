@@ -22,7 +22,14 @@ from kernel_toy_world import (
 from test_kernel_scorer import BUSY, random_poses
 from test_scorer_v2 import make_scene
 
-from drivefine_agent.scoring.explain import Explained, Reason, explain_v1, explain_v2
+from drivefine_agent.scoring.explain import (
+    Explained,
+    Reason,
+    explain_extended_comfort,
+    explain_v1,
+    explain_v2,
+)
+from drivefine_agent.scoring.extended_comfort import extended_comfort
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, score_v2
 from drivefine_agent.scoring.types import PolygonKind, ScoringSceneV2
@@ -140,7 +147,20 @@ def test_progress_is_compared_with_the_reference():
     """Half the reference's 40 m, and the cone halves what counts."""
     scene = toy_scene(tracks=[cone(15.0)], reference_progress=40.0)
     text = only(explain_v1(scene, straight_poses(5.0)), "ego_progress").text
-    assert text == ("20.0 m along the route, the reference planner 40.0 m, counted 0.5 times")
+    assert text == ("20.0 m along the route, the reference planner 40.0 m (times 0.5)")
+
+
+def test_extended_comfort_names_what_differs():
+    """Accelerations of 1 and 0 m/s² all the way: they differ by 1 > 0.7, their jerks and headings by 0."""
+    now, before = np.zeros((2, 41)), np.zeros((2, 41))
+    assert explain_extended_comfort(now, before, 0.5) is None
+    now[0] = 1.0
+    reason = explain_extended_comfort(now, before, 0.5)
+    assert reason is not None
+    assert extended_comfort(now, before, 0.5) == reason.value == 0.0
+    assert reason.text == (
+        "differs from the plan made 0.5 s before (root mean square): acceleration by 1.00 > 0.7 m/s²"
+    )
 
 
 def check_agreement(explained: Explained, official: dict[str, float], names: tuple[str, ...]) -> None:
