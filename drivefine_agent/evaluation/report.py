@@ -1,6 +1,6 @@
 """The HTML report as one file: scores, failures, refinement, training, and every scene with its reasons.
 
-The tables and charts are plain HTML; the scenes are drawn by `report.js` from JSON in the page, each decoded
+The tables and charts are plain HTML; the scenes are drawn by `report_scene.js` and `report.js` from JSON in the page, each decoded
 when it comes into view. Nothing is fetched from elsewhere.
 """
 
@@ -138,7 +138,7 @@ def render_report(report: Report) -> str:
         f'<body>\n<nav><ul><li><a href="#">{escape(report.title)}</a></li>{links}</ul></nav>\n<main>\n'
         f'<h1>{escape(report.title)}</h1>\n<p class="lead">{escape(report.lead)}</p>\n{tiles(report)}\n'
         f"{body}{footer}</main>\n{_data_chunks(report)}"
-        f"<script>\n{_package_text('report.js')}</script>\n</body>\n</html>\n"
+        f"<script>\n{_package_text('report_scene.js')}\n{_package_text('report.js')}</script>\n</body>\n</html>\n"
     )
 
 

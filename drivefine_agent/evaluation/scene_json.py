@@ -2,7 +2,7 @@
 
 Lengths are whole centimetres (of the map: decimetres), angles whole milliradians, in the ego frame of now. A
 list of points is flat, x, y[, heading] each; after the first, every point is the difference from the one
-before. `report.js` is the reader.
+before. `report_scene.js` is the reader.
 """
 
 from __future__ import annotations
