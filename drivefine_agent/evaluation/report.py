@@ -1,7 +1,7 @@
 """The HTML report as one file: scores, failures, refinement, training, and every scene with its reasons.
 
-The tables and charts are plain HTML; the scenes are drawn by `report_scene.js` and `report.js` from JSON in the page, each decoded
-when it comes into view. Nothing is fetched from elsewhere.
+The tables and charts are plain HTML; the scenes are drawn by `report_scene.js` and `report.js` from JSON in
+the page, each decoded when it comes into view. Nothing is fetched from elsewhere.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ from drivefine_agent.scoring.types import FloatArray, ScoringScene, ScoringScene
 
 _SAME_SCORE = 1e-6
 _EXTENDED_COMFORT = "two_frame_extended_comfort"
-_FRAME_BEFORE_NOT_SHOWN = "differs too much from the plan of the frame before, which is not on this page"
+_NEIGHBOUR_NOT_SHOWN = "differs too much from the plan of the neighbouring frame, which is not on this page"
 
 
 def build_report(
@@ -108,8 +108,8 @@ def build_report(
         entries.append(builder.entry(windows[token]))
         on_progress(1)
     if shown.benchmark != "navsim_v1":
-        previous = _frames_before(scenes)
-        entries = [builder.with_extended_comfort(entry, previous.get(entry.token)) for entry in entries]
+        compared = _compared_frames(scenes)
+        entries = [builder.with_extended_comfort(entry, compared.get(entry.token)) for entry in entries]
     rules_text = RULE_SETS[BENCHMARKS[shown.benchmark]]
     stages = ", two stages" if shown.benchmark == TWO_STAGE else ""
     traffic = "" if shown.benchmark == "navsim_v1" else f", {shown.traffic.replace('_', '-')} traffic"
@@ -160,16 +160,19 @@ def driven_distance(window: SceneWindow) -> float:
     return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
 
 
-def _frames_before(scenes: SplitScenes) -> dict[str, str]:
-    """Token of the frame that extended comfort compares with, by token."""
-    if scenes.groups:
-        pairs = [
-            pair for group in scenes.groups for pair in ((group.token, group.previous_token), *group.pairs)
-        ]
-        return {now: before for now, before in pairs}
-    return adjacent_pairs(
-        (window.token, window.log_name, window.current.timestamp_us) for window in scenes.windows
-    )
+def _compared_frames(scenes: SplitScenes) -> dict[str, tuple[str, str]]:
+    """The later and the earlier frame whose plans extended comfort compares, by token.
+
+    In two stages the comparison counts for both of them, in one stage for the later one.
+    """
+    if not scenes.groups:
+        frames = ((window.token, window.log_name, window.current.timestamp_us) for window in scenes.windows)
+        return {token: (token, previous) for token, previous in adjacent_pairs(frames).items()}
+    compared = {}
+    for group in scenes.groups:
+        for now, previous in ((group.token, group.previous_token), *group.pairs):
+            compared[now] = compared[previous] = (now, previous)
+    return compared
 
 
 def _valid_scores(table: pd.DataFrame) -> dict[str, float]:
@@ -264,27 +267,29 @@ class _SceneBuilder:
             data=data,
         )
 
-    def with_extended_comfort(self, entry: SceneEntry, previous: str | None) -> SceneEntry:
-        """The entry with the reasons that need the frame before it; all entries must have been made.
+    def with_extended_comfort(self, entry: SceneEntry, compared: tuple[str, str] | None) -> SceneEntry:
+        """The entry with the reasons that need a second frame; all entries must have been made.
 
         Args:
           entry: of a scene.
-          previous: token of the frame before it; None if there is none.
+          compared: tokens of the later and the earlier frame; None if the scene has no neighbour.
+
+        Raises:
+          DataError: the plans give another extended comfort than the result row.
         """
         reasons = dict(entry.reasons)
         for plan, row in entry.scores.items():
             if row is None or not row.get(_EXTENDED_COMFORT, np.nan) < 1.0:
                 continue
-            now = self._motions.get((plan, entry.token))
-            before = None if previous is None else self._motions.get((plan, previous))
-            reason: Reason | None = Reason(_EXTENDED_COMFORT, 0.0, _FRAME_BEFORE_NOT_SHOWN)
-            if now is not None and before is not None:
-                reason = explain_extended_comfort(now[0], before[0], now[1] - before[1])
+            motions = [self._motions.get((plan, token)) for token in compared or ()]
+            reason: Reason | None = Reason(_EXTENDED_COMFORT, 0.0, _NEIGHBOUR_NOT_SHOWN)
+            if len(motions) == 2 and motions[0] is not None and motions[1] is not None:
+                (now, time), (before, time_before) = motions[0], motions[1]
+                reason = explain_extended_comfort(now, before, time - time_before)
             if reason is None:
                 raise DataError(
-                    f"the result row of scene {entry.token!r} has no extended comfort, its plan {plan!r} and "
-                    "that of the frame before do: logs or split are not those of the evaluation; evaluate "
-                    "again"
+                    f"the result row of scene {entry.token!r} has no extended comfort, but the plans {plan!r} "
+                    f"of {compared} are close: logs or split are not those of the evaluation; evaluate again"
                 )
             reasons[plan] = (*reasons.get(plan, ()), reason)
         return replace(entry, reasons=reasons)

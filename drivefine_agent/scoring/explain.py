@@ -191,7 +191,7 @@ def explain_extended_comfort(current: FloatArray, previous: FloatArray, interval
     ]
     if not parts:
         return None
-    text = f"differs from the plan made {interval_s:.1f} s before (root mean square): " + ", ".join(parts)
+    text = f"plans of two frames {interval_s:.1f} s apart differ (root mean square): " + ", ".join(parts)
     return Reason("two_frame_extended_comfort", 0.0, text)
 
 

@@ -159,7 +159,7 @@ def test_extended_comfort_names_what_differs():
     assert reason is not None
     assert extended_comfort(now, before, 0.5) == reason.value == 0.0
     assert reason.text == (
-        "differs from the plan made 0.5 s before (root mean square): acceleration by 1.00 > 0.7 m/s²"
+        "plans of two frames 0.5 s apart differ (root mean square): acceleration by 1.00 > 0.7 m/s²"
     )
 
 
