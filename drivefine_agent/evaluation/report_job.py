@@ -78,7 +78,7 @@ def build_report(
 
     Raises:
       DataError: no runs, an unknown main run, runs of different rules or of another split, no valid scene, a
-        missing image or map, or scores that the scenes at hand do not give.
+        missing map, or scores that the scenes at hand do not give.
     """
     main = check_runs(runs, main)
     shown = runs[main]
@@ -110,6 +110,9 @@ def build_report(
     if shown.benchmark != "navsim_v1":
         compared = _compared_frames(scenes)
         entries = [builder.with_extended_comfort(entry, compared.get(entry.token)) for entry in entries]
+    missing = [entry.data["noImage"] for entry in entries if entry.data and "noImage" in entry.data]
+    if missing:
+        rule += f" {len(missing)} of them have no camera image here, first: {missing[0]}"
     rules_text = RULE_SETS[BENCHMARKS[shown.benchmark]]
     stages = ", two stages" if shown.benchmark == TWO_STAGE else ""
     traffic = "" if shown.benchmark == "navsim_v1" else f", {shown.traffic.replace('_', '-')} traffic"
@@ -288,8 +291,9 @@ class _SceneBuilder:
                 reason = explain_extended_comfort(now, before, time - time_before)
             if reason is None:
                 raise DataError(
-                    f"the result row of scene {entry.token!r} has no extended comfort, but the plans {plan!r} "
-                    f"of {compared} are close: logs or split are not those of the evaluation; evaluate again"
+                    f"the result row of scene {entry.token!r} has no extended comfort, but the plans "
+                    f"{plan!r} of {compared} are close: logs or split are not those of the evaluation; "
+                    "evaluate again"
                 )
             reasons[plan] = (*reasons.get(plan, ()), reason)
         return replace(entry, reasons=reasons)
@@ -354,23 +358,30 @@ class _SceneBuilder:
         frame, maps_root = window.current, self._scenes.maps_root
         map_ = None if maps_root is None else load_map(maps_root, window.map_name)
         red = {str(connector) for connector, is_red in frame.traffic_lights if is_red}
-        if FRONT_CAMERA not in frame.cameras:
-            raise DataError(f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}")
-        camera = frame.cameras[FRONT_CAMERA]
-        return scene_json(
+        camera = frame.cameras.get(FRONT_CAMERA)
+        image, error = None, None
+        try:
+            image = self._image(window)
+        except DataError as missing:  # told in its place, and counted on the page
+            error = str(missing)
+        data = scene_json(
             scene,
             birdseye_view(scene, map_, red),
             plans,
-            self._image(window, camera.data_path),
+            image,
             camera,
             ground_height(frame.annotations),
             self._image_width_px,
         )
+        return data if error is None else {**data, "noImage": error}
 
-    def _image(self, window: SceneWindow, data_path: str) -> NDArray[np.uint8]:
+    def _image(self, window: SceneWindow) -> NDArray[np.uint8]:
+        """The front camera's image now; DataError where it is missing."""
+        if FRONT_CAMERA not in window.current.cameras:
+            raise DataError(f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}")
         folder = self._scenes.sensor_path
         if window.second_stage is not None:
             if self._scenes.synthetic_sensor_path is None:
                 raise DataError("second-stage images need a folder: set synthetic_sensor_path")
             folder = self._scenes.synthetic_sensor_path
-        return read_image(folder, data_path)
+        return read_image(folder, window.current.cameras[FRONT_CAMERA].data_path)

@@ -75,6 +75,7 @@ function decode(scene) {
   const data = {
     window: raw.window,
     image: raw.image ? `data:image/jpeg;base64,${raw.image}` : null,
+    noImage: raw.noImage,
     size: raw.size,
     areas: raw.areas.map(([kind, ...rings]) => ({ kind, rings: rings.map((ring) => points(ring, 2, 10)) })),
     lines: raw.lines.map((line) => points(line, 2, 10)),
@@ -268,7 +269,9 @@ function drawScale(pen, height, zoom) {
 function cameraView(scene, data, ids) {
   const frame = element("div", "camera");
   if (!data || !data.image) {
-    frame.append(element("span", "error", "no camera image"));
+    const missing = element("p", "error", "no camera image");
+    missing.title = (data && data.noImage) || "";
+    frame.append(missing);
     return frame;
   }
   const image = element("img");

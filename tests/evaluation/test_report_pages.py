@@ -18,11 +18,13 @@ from drivefine_agent.baselines.human import Human
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
 from drivefine_agent.evaluation.job import EvaluationSettings, run_evaluation
+from drivefine_agent.evaluation.job_v2 import run_evaluation_v2
 from drivefine_agent.evaluation.outcomes import FINAL, GENERATED
 from drivefine_agent.evaluation.report import Report, render_report
 from drivefine_agent.evaluation.report_job import build_report
 from drivefine_agent.evaluation.report_runs import Run, read_metrics, read_run
 from drivefine_agent.evaluation.run import SceneSource
+from drivefine_agent.scoring.cache_layout import RULES_V2
 
 NUM_SCENES = 12
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
@@ -79,6 +81,47 @@ def test_every_scene_below_full_marks_has_its_reasons(built: Report) -> None:
             failed = {name for name in names if row[name] < 1.0}
             assert {reason.rule for reason in scene.reasons[plan]} == failed
     assert {plan.id for plan in built.plans} == {"final", "generated", "human"}
+
+
+def test_two_stages_in_reactive_traffic(navsim_mini: Path, tmp_path: Path) -> None:
+    """Every sample of both stages has a reason for each sub-score below 1, extended comfort included."""
+    keys = DatasetKeys("synth_two_stage", dataset_root=str(navsim_mini))
+    scenes = load_split_scenes(keys, environment={})
+    group = scenes.groups[0]
+    members = {group.token, group.previous_token, *(token for pair in group.pairs for token in pair)}
+    scenes = replace(
+        scenes,
+        groups=(group,),
+        windows=tuple(window for window in scenes.windows if window.token in members),
+        second_stage=tuple(window for window in scenes.second_stage if window.token in members),
+    )
+    settings = EvaluationSettings(
+        benchmark="navhard_two_stage",
+        sensor_path=scenes.sensor_path,
+        synthetic_sensor_path=scenes.synthetic_sensor_path,
+        output_dir=tmp_path,
+        maps_root=scenes.maps_root,
+        show_progress=False,
+    )
+    planner, windows = ConstantVelocity(), (*scenes.windows, *scenes.second_stage)
+    run_evaluation_v2(planner, windows, settings, {"name": planner.name()}, scenes.groups)
+    source = SceneSource(None, scenes.maps_root, RULES_V2)
+    report = build_report(scenes, {"cv": read_run("cv", tmp_path)}, source, image_width_px=64)
+    assert {scene.stage for scene in report.scenes} == {1, 2}
+    num_reasons = 0
+    for scene in report.scenes:
+        row = scene.scores["final"]
+        assert row is not None
+        failed = {name for name in report.names if name != "score" and row[name] < 1.0}
+        assert {reason.rule for reason in scene.reasons["final"] if not reason.is_lifted} == failed
+        num_reasons += len(failed)
+    assert num_reasons > len(report.scenes)
+    missing = sum("noImage" in (scene.data or {}) for scene in report.scenes)
+    assert 0 < missing < len(report.scenes)  # the small dataset has few images
+    assert f"{missing} of them have no camera image here, first: no image at" in report.rule
+    text = render_report(report)
+    assert "samples of stage 2, each with the same weight" in text
+    assert "which is not on this page" not in text
 
 
 def test_few_scenes_are_chosen_by_a_rule_the_page_states(
