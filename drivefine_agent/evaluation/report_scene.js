@@ -148,6 +148,7 @@ function drawBirdseye(canvas, scene, data, state, ids) {
       if (reason.track !== null && reason.state !== null && state >= reason.state) blamed.add(reason.track);
     }
   }
+  const named = [];
   for (const track of tracks) {
     const pose = track.at[state];
     if (!pose) continue;
@@ -161,12 +162,13 @@ function drawBirdseye(canvas, scene, data, state, ids) {
     pen.lineWidth = isBlamed ? 3 : 0.9;
     pen.stroke();
     if (track.kind === "vehicle" && track.length > 3) drawNose(pen, place, pose, track.length, track.width);
-    if (isBlamed) label(pen, place(pose), track.name, width);
+    if (isBlamed) named.push([place(pose), track.name]);
   }
   for (const id of [...ids].reverse()) {
     const plan = data.plans[id];
     if (plan) drawPlan(pen, trace, place, plan, styleOf[id], state, id === ids[0], zoom);
   }
+  for (const [at, name] of named) label(pen, at, name, width);
   drawScale(pen, height, zoom);
 }
 
@@ -245,7 +247,7 @@ function between(line, at) {
 function label(pen, [x, y], text, width) {
   pen.font = "600 11px system-ui, sans-serif";
   const size = pen.measureText(text).width + 8;
-  const left = Math.min(x + 8, width - size - 4);
+  const left = x + 16 + size < width ? x + 16 : x - 16 - size;
   pen.fillStyle = "#22272e";
   pen.fillRect(left, y - 9, size, 17);
   pen.fillStyle = "#ffd27a";
