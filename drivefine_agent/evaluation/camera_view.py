@@ -118,7 +118,7 @@ def ribbon_outlines(
     return outlines
 
 
-def encode_jpeg(image: NDArray[np.uint8], width_px: int, quality: int = 72) -> bytes:
+def encode_jpeg(image: NDArray[np.uint8], width_px: int, quality: int = 66) -> bytes:
     """JPEG file of an RGB image (H, W, 3), scaled to a width."""
     height = round(image.shape[0] * width_px / image.shape[1])
     scaled = cv2.resize(image, (width_px, height), interpolation=cv2.INTER_AREA)
