@@ -95,6 +95,22 @@ def traffic_light_compliance(points: FloatArray, lights: RedLights) -> FloatArra
     return score
 
 
+def red_light_contacts(corners: FloatArray, lights: RedLights) -> NDArray[np.int64]:
+    """(C, 3) proposal, state and light of every contact with a red connector, all by GEOS, for explanations.
+
+    Arguments as of `traffic_light_compliance`.
+    """
+    if not len(lights.polygons) or not len(corners):
+        return np.zeros((0, 3), dtype=np.int64)
+    low, high = corners.min(axis=2), corners.max(axis=2)  # (P, S, 2)
+    bounds = shapely.bounds(lights.polygons)  # (L, 4)
+    near = (bounds[:, 0] <= high[..., None, 0]) & (bounds[:, 2] >= low[..., None, 0])
+    near &= (bounds[:, 1] <= high[..., None, 1]) & (bounds[:, 3] >= low[..., None, 1])
+    p, t, light = np.nonzero(near & lights.is_red[: corners.shape[1]])
+    touches = shapely.intersects(shapely.polygons(corners[p, t]), lights.polygons[light])
+    return np.stack([p, t, light], axis=1)[touches]
+
+
 @njit(cache=True, nogil=True)
 def _compliance(points, is_red, table):
     """(P,) scores for certain, and (U, 3) proposal, state and light that are left to GEOS."""

@@ -30,8 +30,8 @@ def warm_up() -> None:
     poses = np.zeros((1, NUM_POSES, NUM_POSE_FIELDS))
     poses[0, :, 0] = np.arange(1.0, NUM_POSES + 1.0)
     resample_reference(np.zeros((51, NUM_POSE_FIELDS)), 0)
-    score_v1(_scene(ScoringScene, 51), poses)
-    scene = _scene(ScoringSceneV2, NUM_SIM_STATES)
+    score_v1(made_up_scene(ScoringScene, 51), poses)
+    scene = made_up_scene(ScoringSceneV2, NUM_SIM_STATES)
     score_v2(scene, poses)
     score_v2(scene, poses, traffic="reactive")
     _plan()
@@ -51,7 +51,7 @@ def _plan() -> None:
     plan_pdm_closed(line, forecast, np.zeros(3), 2.0, None, lambda proposals: np.zeros(len(proposals)))
 
 
-def _scene(kind: type[_Scene], num_samples: int) -> _Scene:
+def made_up_scene(kind: type[_Scene], num_samples: int) -> _Scene:
     """A straight road, two cars ahead in the ego's lane."""
     road = shapely.box(-50.0, -5.0, 100.0, 5.0)
     polygons = DrivablePolygons.from_shapely(

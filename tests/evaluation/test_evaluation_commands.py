@@ -294,12 +294,14 @@ def test_commands_evaluate_and_report(navsim_mini: Path, tmp_path: Path) -> None
         assert f"{agent}: 14 of 14 scenes valid" in done.stdout
         assert str(tmp_path / agent / "results.csv") in done.stdout
     runs = f"runs={{human: {tmp_path / 'human'}, cv: {tmp_path / 'constant_velocity'}}}"
-    done = command("make_report.py", runs, *data, f"output={tmp_path / 'report.html'}")
+    (tmp_path / "metrics.jsonl").write_text('{"group": "rl", "step": 1, "generated/score": 0.5}\n')
+    training = f"training={{hybrid: {tmp_path}}}"
+    done = command("report.py", runs, training, *data, f"output={tmp_path / 'report.html'}")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "report.html").read_text()
-    assert text.count("<article") == 12
-    assert text.count("data:image/jpeg") == text.count("data:image/png") == 12
-    assert len(text) < 10_000_000
+    assert len(re.findall(r'<script type="application/json" id="scene-\d+">', text)) == 14
+    assert "PDM score of rollouts" in text
+    assert len(text) < 5_000_000
 
 
 @pytest.mark.parametrize(
@@ -346,7 +348,7 @@ def test_the_command_answers_in_one_line_without_a_traceback(navsim_mini: Path, 
 
 def test_a_report_of_a_folder_without_results_says_so(navsim_mini: Path, tmp_path: Path) -> None:
     done = command(
-        "make_report.py",
+        "report.py",
         f"runs={{x: {tmp_path}}}",
         "train_test_split=synth_one_stage",
         f"dataset_root={navsim_mini}",
