@@ -281,8 +281,7 @@ def evaluate_tool() -> ModuleType:
 def test_an_oracle_is_marked_in_every_output(
     navsim_mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Best of 3 by the true score: summary, printed results, predictions, a second scoring of them, a submission,
-    a comparison."""
+    """Summary, what is printed, predictions, a second scoring of them, a submission, a comparison."""
     planner = build_planner(ModelChoice("debug", {"spatial_step_m": 0.125, "spatial_min_m": -2.0}), seed=0)
     planner.save_pretrained(tmp_path / "model")
     data = [

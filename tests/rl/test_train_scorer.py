@@ -177,7 +177,7 @@ def test_the_mixed_reward_by_hand() -> None:
 
 
 def test_agreement_within_groups_by_hand() -> None:
-    """A group in order, one in reverse, one without differences; errors of 0.1, 1.9 and 0.1 in ten answers."""
+    """A group in order, one in reverse, one without differences; errors of 0.1, 1.9, 0.1 in ten answers."""
     true = np.array([[0.0, 0.5, 1.0], [0.0, 0.5, 1.0], [0.3, 0.3, 0.3], [0.2, np.nan, np.nan]])
     predicted = np.array([[0.1, 0.5, 1.0], [1.0, 0.5, 0.1], [0.3, 0.3, 0.4], [0.2, 0.0, 0.0]])
     scores = Scores(true, np.zeros((4, 3, 7)), (), predicted, 0.5)
