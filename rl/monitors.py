@@ -93,7 +93,7 @@ def agreement_scalars(scores: Scores, prefix: str) -> Scalars:
         return {}
     known = scores.is_valid
     pairs = [
-        (true[rows], true[rows])
+        (predicted[rows], true[rows])
         for predicted, true, rows in zip(scores.predicted, scores.rewards, known, strict=True)
     ]
     linear = np.array([pearson(*pair) for pair in pairs if len(pair[0]) > 1])
