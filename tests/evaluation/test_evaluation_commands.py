@@ -22,11 +22,14 @@ from drivefine_agent.data.maps import load_map
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
 from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, run_evaluation
-from drivefine_agent.evaluation.outcomes import FINAL, read_predictions
+from drivefine_agent.evaluation.outcomes import FINAL, privileged_of, read_predictions
 from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
+from drivefine_agent.evaluation.submission_job import read_prediction_files
 from drivefine_agent.provenance import as_record, training_data, write_card
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCacheWriter
+from drivefine_agent.training.config import ModelChoice
+from drivefine_agent.training.model_choice import build_planner
 
 ROOT = Path(__file__).parents[2]
 PLANNERS = {"constant_velocity": ConstantVelocity, "human": Human, "pdm_closed": PDMClosed}
@@ -273,6 +276,70 @@ def evaluate_tool() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_an_oracle_is_marked_in_every_output(
+    navsim_mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Summary, what is printed, predictions, a second scoring of them, a submission, a comparison."""
+    planner = build_planner(ModelChoice("debug", {"spatial_step_m": 0.125, "spatial_min_m": -2.0}), seed=0)
+    planner.save_pretrained(tmp_path / "model")
+    data = [
+        "train_test_split=synth_one_stage",
+        f"dataset_root={navsim_mini}",
+        "max_scenes=3",
+        "progress=false",
+    ]
+    best_of_n = [f"agent.checkpoint_path={tmp_path / 'model'}", "agent.num_samples=3", "agent.device=cpu"]
+    files = {}
+    for selection in ("first", "oracle"):
+        folder = f"output_dir={tmp_path / selection}"
+        agent = ["agent=drivefine_best_of_n", *best_of_n, f"agent.selection={selection}", folder]
+        files[selection] = evaluated([*agent, *data])
+        evaluate_tool().print_results("best_of_n", files[selection], False)
+    first, oracle = (read_csv(files[selection].results)["score"] for selection in ("first", "oracle"))
+    assert (oracle >= first).all()
+    summaries = {name: json.loads(done.summary.read_text()) for name, done in files.items()}
+    assert summaries["oracle"]["agent_name"] == "drivefine_best_of_3_oracle"
+    assert summaries["oracle"]["privileged"] == "picked by the true score"
+    assert summaries["first"]["privileged"] == ""
+    assert summaries["first"]["planning"]["num_timed"] == 3
+    assert 0.0 < summaries["first"]["planning"]["median_ms"] < 60_000
+    printed = capsys.readouterr().out
+    assert printed.count("PRIVILEGED   picked by the true score") == 1
+    assert printed.count("ms per scene") == 2
+
+    predictions = files["oracle"].predictions
+    assert privileged_of(predictions) == "picked by the true score"
+    assert privileged_of(files["first"].predictions) == ""
+    again = evaluated([f"predictions={predictions}", "agent=none", f"output_dir={tmp_path / 'again'}", *data])
+    assert json.loads(again.summary.read_text())["privileged"] == "picked by the true score"
+    assert again.results.read_bytes() == files["oracle"].results.read_bytes()
+    with pytest.raises(DataError, match="sees the past only"):
+        read_prediction_files([predictions])
+    assert len(read_prediction_files([files["first"].predictions])[0]) == 3
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "tools" / "compare.py",
+            f"one={tmp_path / 'first'}",
+            f"best={tmp_path / 'oracle'}",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert "best (privileged)" in done.stdout
+    assert "best is privileged (picked by the true score): a bound" in done.stdout
+    assert "one (privileged)" not in done.stdout
+
+
+def evaluated(overrides: list[str]) -> EvaluationFiles:
+    """What tools/evaluate.py does with these overrides."""
+    with initialize_config_dir(str(ROOT / "navsim_configs"), version_base="1.3"):
+        return evaluate_tool().evaluate(compose("evaluate", overrides=overrides))
 
 
 def command(script: str, *arguments: str) -> subprocess.CompletedProcess:
