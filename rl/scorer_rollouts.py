@@ -6,6 +6,7 @@ in the split alone, so that a stopped run goes on and ends with the same files a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -50,12 +51,12 @@ def make_rollouts(
     Raises:
       DataError: the folder belongs to another planner or configuration, or a part is damaged.
     """
-    tokens = scenes.tokens(np.arange(len(scenes)))
+    tokens = "\n".join(scenes.tokens(np.arange(len(scenes))))
     belongs_to = {
         "candidates": asdict(config),
         "seed": seed,
         "planner_sha256": planner_sha256,
-        "tokens": tokens,
+        "tokens_sha256": hashlib.sha256(tokens.encode()).hexdigest(),
     }
     claim_run_folder(folder, belongs_to)
     model, instructions = planner.model, Instructions(planner.prompts, planner.device)

@@ -122,7 +122,13 @@ def demo(config: DictConfig) -> None:
     )
     report = output / "report.html"
     folders = ", ".join(f"{name}: {output / 'eval' / name}" for name in names)
-    run_command("tools/make_report.py", f"runs={{{folders}}}", f"output={report}", *test)
+    run_command(
+        "tools/report.py",
+        f"runs={{{folders}}}",
+        f"training={{supervised: {sft}, hybrid: {hybrid}}}",
+        f"output={report}",
+        *test,
+    )
 
     print("\nDriveFine by the three benchmarks:")
     for folder in (epdms, two_stage):

@@ -6,11 +6,11 @@
         agent.scorer_path=OUT/scorer ...
 
 The planner is frozen. For every scene of both splits it writes candidates, which are scored (rollouts/ in
-`output_dir`; made once, a stopped run goes on there); rollouts that reinforcement learning kept
-(rollout.save_scored=true) can be added (`rollout_paths`). Writes into `output_dir` (default:
-$NAVSIM_EXP_ROOT/<experiment_name>, or runs/<experiment_name>): scorer/ (for agent.scorer_path and
-reward.scorer_path), scorer_quality.json and scorer_quality.md (calibration, ranking and choice on the
-validation split), metrics.jsonl. All keys: navsim_configs/train_scorer.yaml.
+`output_dir`; made once: a stopped run goes on there, and other settings of the head find them there).
+Rollouts that reinforcement learning kept (rollout.save_scored=true) can be added (`rollout_paths`). Writes
+into `output_dir` (default: $NAVSIM_EXP_ROOT/<experiment_name>, or runs/<experiment_name>): scorer/ (for
+agent.scorer_path and reward.scorer_path), scorer_quality.json and scorer_quality.md (calibration, ranking and
+choice on the validation split), metrics.jsonl. All keys: navsim_configs/train_scorer.yaml.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from drivefine_agent.training.demonstrations import load_demonstrations
 from drivefine_agent.training.from_mapping import from_mapping
 from drivefine_agent.training.metrics import MetricLog
 from drivefine_agent.training.rollouts import Rollouts, joined, read_rollouts
-from drivefine_agent.training.run_folder import claim_run_folder
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.seeds import seed_global
 from drivefine_agent.training.split_guard import check_splits, log_training_data
@@ -55,6 +54,7 @@ from rl.setup import TrainingScenes, model_folder
 LOGGER = logging.getLogger(__name__)
 
 QUALITY_NAME = "scorer_quality"
+METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,6 @@ def train(config: TrainScorerConfig) -> dict[str, Any]:
     held_out = load_split_scenes(paths, config.validation_split, config.max_validation_scenes)
     check = check_splits(split, held_out, paths, config)
     check.log_warnings()
-    claim_run_folder(output, asdict(config) | {"planner_sha256": planner_sha256})
 
     # Candidates of every scene, with their true sub-scores.
     training_scenes, rollouts = rollouts_of(planner, planner_sha256, split, config.metric_cache_path, config)
@@ -128,6 +127,7 @@ def train(config: TrainScorerConfig) -> dict[str, Any]:
     sizes = {"slot_width": config.head.slot_width, "width": config.head.width, "dropout": config.head.dropout}
     head = ScorerHead(ScorerHeadConfig(width, PREDICTED, planner_sha256, **sizes)).to(planner.device)
     scored = ScoredScenes(planner, training_scenes, rollouts, config.head.states_cache_gb)
+    (output / METRICS_NAME).unlink(missing_ok=True)  # of a head that was trained here before
     metrics = MetricLog(output)
     train_head(
         head, scored, config.head, config.seed, lambda step, scalars: metrics.add("scorer", step, scalars)

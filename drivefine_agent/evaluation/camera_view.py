@@ -1,20 +1,18 @@
-"""Trajectories painted on the road of the front camera's image."""
+"""Trajectories on the road of the front camera's image, as outlines in pixels."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drivefine_agent.constants import EGO_WIDTH_M
 from drivefine_agent.data.types import Annotations, CameraRecord
-from drivefine_agent.evaluation.paths import DrawnPath, densify, ribbon_edges
+from drivefine_agent.evaluation.paths import densify, ribbon_edges
 from drivefine_agent.geometry.indices import BoxIndex
 
 FloatArray = NDArray[np.float64]
 
+_SPACING_M = 0.35  # of the points along a painted line
 _NEAREST_M = 1.0  # of depth: nearer points are under or behind the lens
 
 
@@ -75,74 +73,56 @@ def ground_height(annotations: Annotations | None, radius_m: float = 40.0) -> fl
     return float(np.median(boxes[is_near, BoxIndex.Z] - boxes[is_near, BoxIndex.HEIGHT] / 2))
 
 
-def draw_paths(
-    image: NDArray[np.uint8],
+def ribbon_outlines(
+    line: FloatArray,
+    half_width_m: float,
     camera: CameraRecord,
-    paths: Sequence[DrawnPath],
     ground_z_m: float = 0.0,
-    width_px: int = 960,
-) -> NDArray[np.uint8]:
-    """The image, scaled to `width_px`, with every trajectory painted on the ground as a ribbon.
+    dash_m: tuple[float, float] | None = None,
+) -> list[FloatArray]:
+    """Outlines, in pixels of the calibrated image, of a ribbon painted on the road.
 
     Args:
-      image: (H, W, 3) RGB; the camera's intrinsics belong to this size.
-      camera: calibration of the image.
-      paths: main ones are painted last, as wide as the vehicle, translucent, with a solid line in it.
+      line: (N, 2) middle of the ribbon [m], ego frame.
+      half_width_m: half its width.
+      camera: calibration.
       ground_z_m: height of the road in the ego frame.
-      width_px: of the result.
+      dash_m: length of a dash and of the gap behind it [m]; None: one piece.
 
     Returns:
-      (H', width_px, 3) RGB.
+      (M, 2) closed polygons (first point not repeated); what lies behind the lens is left out.
     """
-    height, width = image.shape[:2]
-    scale = width_px / width
-    canvas = cv2.resize(image, (width_px, round(height * scale)), interpolation=cv2.INTER_AREA)
-    ordered = sorted(paths, key=lambda path: path.is_main)
-    for path in ordered:
-        if path.is_main:
-            line, colour = densify(path.line, 0.25), _rgb(path.colour)
-            canvas = _fill_ribbon(canvas, line, EGO_WIDTH_M / 2, colour, 0.35, camera, ground_z_m, scale)
-    for path in ordered:
-        line, colour = densify(path.line, 0.25), _rgb(path.colour)
-        if path.is_dashed:
-            for start in range(0, len(line) - 1, 10):
-                piece = line[start : start + 7]
-                canvas = _fill_ribbon(canvas, piece, 0.14, colour, 0.95, camera, ground_z_m, scale)
-        else:
-            canvas = _fill_ribbon(canvas, line, 0.14, colour, 0.95, camera, ground_z_m, scale)
-    return np.asarray(canvas, dtype=np.uint8)
+    middle = densify(line, _SPACING_M)
+    left, right = ribbon_edges(middle, half_width_m)
+    pixels, is_seen = zip(
+        *(
+            project_to_image(np.column_stack([edge, np.full(len(edge), ground_z_m)]), camera)
+            for edge in (left, right)
+        ),
+        strict=True,
+    )
+    way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(middle, axis=0), axis=1))])
+    is_painted = is_seen[0] & is_seen[1]
+    piece = np.zeros(len(way), dtype=np.int64)
+    if dash_m is not None:
+        piece, phase = np.divmod(way, sum(dash_m))
+        is_painted &= phase <= dash_m[0]
+    starts = np.flatnonzero(is_painted & ~np.r_[False, is_painted[:-1] & (piece[1:] == piece[:-1])])
+    outlines = []
+    for start in starts:
+        stop = start + 1
+        while stop < len(way) and is_painted[stop] and piece[stop] == piece[start]:
+            stop += 1
+        if stop - start > 1:
+            outlines.append(np.vstack([pixels[0][start:stop], pixels[1][start:stop][::-1]]))
+    return outlines
 
 
-def _fill_ribbon(canvas, line, half_width_m, colour, opacity, camera, ground_z_m, scale):
-    """`canvas` with the part of a ground ribbon that lies in front of the lens blended in."""
-    if len(line) < 2:
-        return canvas
-    left, right = ribbon_edges(line, half_width_m)
-    edges = []
-    for edge in (left, right):
-        pixels, is_seen = project_to_image(np.column_stack([edge, np.full(len(edge), ground_z_m)]), camera)
-        edges.append((pixels * scale, is_seen))
-    is_seen = edges[0][1] & edges[1][1]
-    mask = np.zeros(canvas.shape[:2], dtype=np.uint8)
-    shift = 4  # OpenCV's fixed point: sixteenths of a pixel
-    for index in np.flatnonzero(is_seen[:-1] & is_seen[1:]):
-        quad = np.array(
-            [edges[0][0][index], edges[0][0][index + 1], edges[1][0][index + 1], edges[1][0][index]]
-        )
-        quad = np.clip(quad, -4000.0, 8000.0)
-        cv2.fillPoly(mask, [np.round(quad * 2**shift).astype(np.int32)], 255, cv2.LINE_AA, shift)
-    weight = opacity * (mask.astype(np.float32) / 255.0)[..., None]
-    return np.round(canvas * (1.0 - weight) + np.array(colour, dtype=np.float32) * weight).astype(np.uint8)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    """(r, g, b) of #rrggbb."""
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
-
-
-def encode_jpeg(image: NDArray[np.uint8], quality: int = 82) -> bytes:
-    """JPEG file of an RGB image (H, W, 3)."""
-    done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+def encode_jpeg(image: NDArray[np.uint8], width_px: int, quality: int = 66) -> bytes:
+    """JPEG file of an RGB image (H, W, 3), scaled to a width."""
+    height = round(image.shape[0] * width_px / image.shape[1])
+    scaled = cv2.resize(image, (width_px, height), interpolation=cv2.INTER_AREA)
+    done, encoded = cv2.imencode(".jpg", scaled[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"OpenCV could not encode an image of shape {image.shape} as JPEG")
     return bytes(encoded)

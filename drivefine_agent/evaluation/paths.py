@@ -14,29 +14,29 @@ from drivefine_agent.geometry.se2 import global_from_local
 
 FloatArray = NDArray[np.float64]
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito, Color Universal Design, 2008).
-HUMAN_COLOUR = "#009E73"
-GENERATED_COLOUR = "#E69F00"
-REFINED_COLOUR = "#0072B2"
-
 
 @dataclass(frozen=True)
-class DrawnPath:
-    """A trajectory to draw."""
+class LineStyle:
+    """How a trajectory is drawn: by colour and by dashes, so that nobody has to tell red from green."""
 
-    label: str
     colour: str
     """As in CSS: #rrggbb."""
-    poses: FloatArray
-    """(8, 3) x, y [m], heading [rad] at 0.5 ... 4.0 s in the ego frame of now."""
-    is_dashed: bool = False
-    is_main: bool = False
-    """The trajectory that was scored: drawn last and widest."""
+    dash_m: tuple[float, float] | None = None
+    """Length of a dash and of the gap behind it on the road [m]; None: solid."""
 
-    @property
-    def line(self) -> FloatArray:
-        """(9, 2) x, y [m] from the rear axle now, through all poses."""
-        return np.vstack([np.zeros((1, 2)), self.poses[:, :2]])
+
+# Vermillion, bluish green and blue stay apart for most colour-blind readers (after Okabe and Ito, Color
+# Universal Design, 2008); the dashes for everybody.
+GENERATED_STYLE = LineStyle("#d1341f", (0.7, 0.6))
+REFINED_STYLE = LineStyle("#0a9462")
+HUMAN_STYLE = LineStyle("#1f5fbf", (2.2, 1.4))
+OTHER_COLOURS = ("#b36b00", "#8a3ffc", "#007d79", "#9f1853", "#5c5c5c", "#005d9e")
+"""Of further runs, in turn."""
+
+
+def path_line(poses: FloatArray) -> FloatArray:
+    """(9, 2) x, y [m] from the rear axle now through all poses (8, 3), ego frame."""
+    return np.vstack([np.zeros((1, 2)), poses[:, :2]])
 
 
 def densify(line: FloatArray, spacing_m: float) -> FloatArray:

@@ -1,93 +1,53 @@
-"""From finished evaluations to the report: which scenes, their pictures and their numbers."""
+"""From finished evaluations to the report's content: which scenes, what happened in them, and why."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from drivefine_agent.constants import DRIVING_COMMANDS, NUM_POSES
-from drivefine_agent.data.maps import Map, load_map
+from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.scenes import future_poses
 from drivefine_agent.data.sensors import read_image
 from drivefine_agent.data.types import SceneWindow
-from drivefine_agent.errors import DataError
-from drivefine_agent.evaluation.birdseye import draw_birdseye
-from drivefine_agent.evaluation.camera_view import draw_paths, encode_jpeg, ground_height
+from drivefine_agent.errors import DataError, DriveFineError
+from drivefine_agent.evaluation.camera_view import ground_height
+from drivefine_agent.evaluation.comparison import SHORT_NAMES, SHORT_NAMES_V2
 from drivefine_agent.evaluation.dataset import SplitScenes
-from drivefine_agent.evaluation.job import (
-    BEFORE_NAME,
-    FRONT_CAMERA,
-    PREDICTIONS_NAME,
-    RESULTS_NAME,
-    SUMMARY_NAME,
+from drivefine_agent.evaluation.job import BENCHMARKS, FRONT_CAMERA, RULE_SETS, TWO_STAGE
+from drivefine_agent.evaluation.outcomes import FINAL, GENERATED
+from drivefine_agent.evaluation.paths import (
+    GENERATED_STYLE,
+    HUMAN_STYLE,
+    OTHER_COLOURS,
+    REFINED_STYLE,
+    LineStyle,
 )
-from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, read_predictions
-from drivefine_agent.evaluation.paths import GENERATED_COLOUR, HUMAN_COLOUR, REFINED_COLOUR, DrawnPath
-from drivefine_agent.evaluation.report import AgentEntry, LegendPath, Report, SceneCard, TrajectoryScores
-from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
+from drivefine_agent.evaluation.report import HUMAN, AgentEntry, PlanStyle, Report, SceneEntry
+from drivefine_agent.evaluation.report_runs import Run
 from drivefine_agent.evaluation.run import SceneSource
 from drivefine_agent.evaluation.scene_choice import choose_scenes, describe_rule
+from drivefine_agent.evaluation.scene_json import Plan, scene_json
 from drivefine_agent.evaluation.scene_view import birdseye_view
-from drivefine_agent.scoring.types import FloatArray
+from drivefine_agent.scoring.explain import (
+    Explained,
+    Reason,
+    explain_extended_comfort,
+    explain_v1,
+    explain_v2,
+)
+from drivefine_agent.scoring.extended_comfort import motion_of
+from drivefine_agent.scoring.frame_pairs import adjacent_pairs, start_seconds
+from drivefine_agent.scoring.types import FloatArray, ScoringScene, ScoringSceneV2
 
-BEFORE_LABEL = "before refinement"
-HUMAN_LABEL = "recorded driver"
-_NOTES = {
-    "human": "privileged: the recorded future",
-    "pdm_closed": "privileged: map and road users, NAVSIM's reference",
-    "ego_status_mlp": "blind: speed, acceleration, command",
-    "constant_velocity": "straight on at the present speed",
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What tools/evaluate.py left in a folder."""
-
-    name: str
-    agent_name: str
-    table: pd.DataFrame
-    before: pd.DataFrame | None
-    trajectories: dict[str, dict[str, FloatArray]]
-    """(8, 3) poses by trajectory id, then scene token."""
-    is_blank: bool
-    """The camera image was blanked."""
-
-    @property
-    def note(self) -> str:
-        """What a reader should know about the agent."""
-        return "grey image instead of the camera's" if self.is_blank else _NOTES.get(self.agent_name, "")
-
-
-def read_run(name: str, folder: Path) -> Run:
-    """The results in an output folder of tools/evaluate.py.
-
-    Raises:
-      DataError: if a file is missing or damaged.
-    """
-    summary_path = folder / SUMMARY_NAME
-    try:
-        summary = json.loads(summary_path.read_text(encoding="utf-8"))
-        agent_name, configuration = str(summary["agent_name"]), summary["configuration"]
-        is_blank = bool(configuration["blank_image"] or configuration["agent"].get("blank_image", False))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder} is no output folder of tools/evaluate.py ({summary_path}: {error})"
-        ) from error
-    before = folder / BEFORE_NAME
-    return Run(
-        name=name,
-        agent_name=agent_name,
-        table=read_csv(folder / RESULTS_NAME),
-        before=read_csv(before) if before.exists() else None,
-        trajectories=read_predictions(folder / PREDICTIONS_NAME),
-        is_blank=is_blank,
-    )
+_SAME_SCORE = 1e-6
+_EXTENDED_COMFORT = "two_frame_extended_comfort"
+_NEIGHBOUR_NOT_SHOWN = "differs too much from the plan of the neighbouring frame, which is not on this page"
 
 
 def build_report(
@@ -97,7 +57,9 @@ def build_report(
     main: str | None = None,
     title: str = "DriveFine on NAVSIM",
     footer: str = "",
-    num_scenes: int = 12,
+    num_scenes: int = 500,
+    image_width_px: int = 640,
+    training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Report:
     """The report's content.
@@ -105,133 +67,321 @@ def build_report(
     Args:
       scenes: of the split that the runs evaluated.
       runs: by the name that the report gives them.
-      source: scoring scenes, for the pictures from above.
+      source: scoring scenes, prepared for the runs' rules.
       main: the run that the others are compared with and whose scenes are shown; None: the first.
       title: of the page.
       footer: last line of the page.
-      num_scenes: how many scenes to show.
+      num_scenes: how many scenes to show at most.
+      image_width_px: of the camera images.
+      training: rows of training runs (`report_runs.read_metrics`) by name.
       on_progress: called with 1 after each scene.
 
     Raises:
-      DataError: no runs, an unknown main run, runs of another split, no valid scene, a missing image or map.
+      DataError: no runs, an unknown main run, runs of different rules or of another split, no valid scene, a
+        missing map, or scores that the scenes at hand do not give.
+    """
+    main = check_runs(runs, main)
+    shown = runs[main]
+    windows = {window.token: window for window in (*scenes.windows, *scenes.second_stage)}
+    table = shown.results.table
+    unknown = [token for token in table["token"] if token not in windows]
+    if unknown:
+        raise DataError(
+            f"the run {main!r} has {len(unknown)} scenes that are not in the split {scenes.name!r}, first "
+            f"{unknown[0]!r}: name the split that was evaluated"
+        )
+    scores = _valid_scores(table)
+    if not scores:
+        raise DataError(f"the run {main!r} has no valid scene to show")
+    before = None if shown.before is None else _valid_scores(shown.before.table)
+    tokens, rule = list(table["token"]), f"All {len(table)} scenes of the evaluation."
+    if len(tokens) > num_scenes:
+        distance = {token: driven_distance(windows[token]) for token in scores}
+        chosen = {choice.token for choice in choose_scenes(scores, before, distance, num_scenes)}
+        failed = set(table.loc[~table["valid"], "token"])
+        tokens = [token for token in tokens if token in chosen | failed]
+        rule = f"Of {len(table)} scenes, {describe_rule(before is not None, num_scenes)}"
+        rule += f" The {len(failed)} failed ones are always shown." if failed else ""
+    builder = _SceneBuilder(scenes, {main: shown, **runs}, source, image_width_px)
+    entries = []
+    for token in tokens:
+        entries.append(builder.entry(windows[token]))
+        on_progress(1)
+    if shown.benchmark != "navsim_v1":
+        compared = _compared_frames(scenes)
+        entries = [builder.with_extended_comfort(entry, compared.get(entry.token)) for entry in entries]
+    missing = [entry.data["noImage"] for entry in entries if entry.data and "noImage" in entry.data]
+    if missing:
+        rule += f" {len(missing)} of them have no camera image here, first: {missing[0]}"
+    rules_text = RULE_SETS[BENCHMARKS[shown.benchmark]]
+    stages = ", two stages" if shown.benchmark == TWO_STAGE else ""
+    traffic = "" if shown.benchmark == "navsim_v1" else f", {shown.traffic.replace('_', '-')} traffic"
+    return Report(
+        title=title,
+        lead=f"Split {scenes.name}, {len(table)} scenes{stages}. {rules_text}{traffic}.",
+        benchmark=shown.benchmark,
+        names=SHORT_NAMES if shown.benchmark == "navsim_v1" else SHORT_NAMES_V2,
+        agents=tuple(
+            AgentEntry(run.name, run.results.table, run.note, run.results.groups)
+            for run in builder.runs.values()
+        ),
+        before=None
+        if shown.before is None
+        else AgentEntry(f"{main}, before refinement", shown.before.table, "", shown.before.groups),
+        scenes=tuple(entries),
+        plans=tuple(builder.plan_styles()),
+        rule=rule,
+        training=dict(training or {}),
+        footer=footer,
+    )
+
+
+def check_runs(runs: Mapping[str, Run], main: str | None) -> str:
+    """Name of the main run.
+
+    Raises:
+      DataError: no runs, an unknown main run, or runs of different rules.
     """
     if not runs:
         raise DataError("a report needs at least one run (runs={name: output folder of tools/evaluate.py})")
     main = next(iter(runs)) if main is None else main
     if main not in runs:
         raise DataError(f"the main run must be one of {sorted(runs)}, got {main!r}")
-    shown = runs[main]
-    windows = {window.token: window for window in scenes.windows}
-    unknown = [token for token in shown.table["token"] if token not in windows]
-    if unknown:
+    rules = {name: run.rules for name, run in runs.items()}
+    if len(set(rules.values())) > 1:
         raise DataError(
-            f"the run {main!r} has {len(unknown)} scenes that are not in the split {scenes.name!r}, first "
-            f"{unknown[0]!r}: name the split that was evaluated"
+            f"the runs of a report must be scored by the same rules, got {rules}: make one report for each"
         )
-    scores = _valid_scores(shown.table)
-    if not scores:
-        raise DataError(f"the run {main!r} has no valid scene to show")
-    before = None if shown.before is None else _valid_scores(shown.before)
-    distance = {token: driven_distance(windows[token]) for token in scores}
-    cards = []
-    for choice in choose_scenes(scores, before, distance, num_scenes):
-        cards.append(_card(windows[choice.token], choice.reason, scenes, runs, main, source))
-        on_progress(1)
-    others = [run for name, run in runs.items() if name != main]
-    return Report(
-        title=title,
-        lead=f"Split {scenes.name}, {len(shown.table)} scenes, scored by the rules of NAVSIM 1.1 (PDMS).",
-        agents=tuple(AgentEntry(run.name, run.table, run.note) for run in (shown, *others)),
-        before=None if shown.before is None else AgentEntry(f"{main}, {BEFORE_LABEL}", shown.before),
-        cards=tuple(cards),
-        legend=_legend(shown),
-        rule=describe_rule(before is not None, num_scenes),
-        footer=footer,
-    )
+    return main
 
 
 def driven_distance(window: SceneWindow) -> float:
-    """Length of the recorded driver's path in the next 4 s [m]."""
+    """Length of the recorded driver's path in the next 4 s [m]; 0 where nobody drove on (second stage)."""
+    if window.num_future_frames < NUM_POSES or window.second_stage is not None:
+        return 0.0
     points = np.vstack([np.zeros((1, 2)), future_poses(window, NUM_POSES)[:, :2]])
     return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
 
 
+def _compared_frames(scenes: SplitScenes) -> dict[str, tuple[str, str]]:
+    """The later and the earlier frame whose plans extended comfort compares, by token.
+
+    In two stages the comparison counts for both of them, in one stage for the later one.
+    """
+    if not scenes.groups:
+        frames = ((window.token, window.log_name, window.current.timestamp_us) for window in scenes.windows)
+        return {token: (token, previous) for token, previous in adjacent_pairs(frames).items()}
+    compared = {}
+    for group in scenes.groups:
+        for now, previous in ((group.token, group.previous_token), *group.pairs):
+            compared[now] = compared[previous] = (now, previous)
+    return compared
+
+
 def _valid_scores(table: pd.DataFrame) -> dict[str, float]:
-    valid = table[table["valid"]]
+    valid = table[table["valid"] & table["score"].notna()]
     return dict(zip(valid["token"], valid["score"].astype(float), strict=True))
 
 
-def _paths(token: str, human: FloatArray, shown: Run) -> list[DrawnPath]:
-    """Human, generated and final trajectory, as far as there are any."""
-    paths = [DrawnPath(HUMAN_LABEL, HUMAN_COLOUR, human, is_dashed=True)]
-    generated = shown.trajectories.get(GENERATED, {})
-    if token in generated:
-        paths.append(DrawnPath(BEFORE_LABEL, GENERATED_COLOUR, generated[token]))
-    final = shown.trajectories.get(FINAL, {})
-    if token not in final:
-        raise DataError(f"the run {shown.name!r} has no trajectory for scene {token!r}: evaluate again")
-    paths.append(DrawnPath(shown.name, REFINED_COLOUR, final[token], is_main=True))
-    return paths
+class _SceneBuilder:
+    """Makes the entries of single scenes."""
 
+    def __init__(
+        self, scenes: SplitScenes, runs: Mapping[str, Run], source: SceneSource, image_width_px: int
+    ) -> None:
+        self.runs = runs  # the main one first
+        self._scenes = scenes
+        self._source = source
+        self._image_width_px = image_width_px
+        self._main = next(iter(runs.values()))
+        self._rows = {
+            name: {row["token"]: row for row in run.results.table.to_dict("records")}
+            for name, run in runs.items()
+        }
+        self._rows_before = (
+            {}
+            if self._main.before is None
+            else {row["token"]: row for row in self._main.before.table.to_dict("records")}
+        )
+        self._motions: dict[tuple[str, str], tuple[FloatArray, float]] = {}
+        self._ids: dict[str, str] = {}
+        colours = iter(OTHER_COLOURS * len(runs))
+        self._styles: dict[str, LineStyle] = {}
+        for number, (name, run) in enumerate(runs.items()):
+            if run is self._main:
+                self._ids[name] = FINAL
+                self._styles[name] = REFINED_STYLE if self._main.before is not None else GENERATED_STYLE
+            elif run.agent_name == HUMAN and HUMAN not in self._ids.values():
+                self._ids[name] = HUMAN
+                self._styles[name] = HUMAN_STYLE
+            else:
+                self._ids[name] = f"run{number}"
+                self._styles[name] = LineStyle(next(colours), (1.2, 0.5))
 
-def _legend(shown: Run) -> tuple[LegendPath, ...]:
-    refined = f"{shown.name}, refined" if shown.before is not None else shown.name
-    paths = [LegendPath(refined, REFINED_COLOUR)]
-    if shown.before is not None:
-        paths.append(LegendPath(f"{shown.name}, {BEFORE_LABEL}", GENERATED_COLOUR))
-    return (*paths, LegendPath(HUMAN_LABEL, HUMAN_COLOUR, is_dashed=True))
+    def plan_styles(self) -> list[PlanStyle]:
+        """The trajectories of the report, in the order in which tables list them."""
+        plans = []
+        for name, run in self.runs.items():
+            is_main = run is self._main
+            label = f"{name}, refined" if is_main and self._main.before is not None else name
+            key = self._ids[name]
+            plans.append(PlanStyle(key, label, self._styles[name], True, not key.startswith("run")))
+            if is_main and self._main.before is not None:
+                plans.append(PlanStyle(GENERATED, f"{name}, generated", GENERATED_STYLE, True, True))
+        if HUMAN not in self._ids.values():
+            plans.append(PlanStyle(HUMAN, "recorded driver", HUMAN_STYLE, False, True))
+        return plans
 
+    def entry(self, window: SceneWindow) -> SceneEntry:
+        """One scene; where it cannot be shown, the reason."""
+        token, frame = window.token, window.current
+        scores = {self._ids[name]: rows.get(token) for name, rows in self._rows.items()}
+        if self._rows_before:
+            scores[GENERATED] = self._rows_before.get(token)
+        errors = {
+            self._ids[name]: run.errors.get(token, "failed; see failures.jsonl of this run")
+            for name, run in self.runs.items()
+            if not (self._rows[name].get(token) or {}).get("valid", False)
+        }
+        reasons: dict[str, tuple[Reason, ...]] = {}
+        data: dict[str, Any] | None = None
+        try:
+            scene = self._source.get(window)
+        except DriveFineError as error:
+            errors.setdefault(FINAL, f"{type(error).__name__}: {error}")
+        else:
+            plans = self._plans(window, scene, scores)
+            for plan in plans:
+                if plan.explained is not None:
+                    reasons[plan.id] = plan.explained.reasons
+                    motion = motion_of(plan.explained.states)
+                    self._motions[plan.id, token] = motion, start_seconds(frame.timestamp_us)
+            data = self._data(window, scene, plans)
+        return SceneEntry(
+            token=token,
+            log_name=window.log_name,
+            map_name=window.map_name,
+            command=DRIVING_COMMANDS[int(np.argmax(frame.driving_command))],
+            speed_mps=float(np.hypot(*frame.ego_velocity)),
+            stage=self._stage(window),
+            scores={key: row if row and row["valid"] else None for key, row in scores.items()},
+            errors=errors,
+            reasons=reasons,
+            data=data,
+        )
 
-def _card(
-    window: SceneWindow,
-    reason: str,
-    scenes: SplitScenes,
-    runs: Mapping[str, Run],
-    main: str,
-    source: SceneSource,
-) -> SceneCard:
-    frame = window.current
-    scene = source.get(window)
-    map_: Map | None = None
-    if scenes.maps_root is not None:
-        map_ = load_map(scenes.maps_root, window.map_name)
-    red = {str(connector) for connector, is_red in frame.traffic_lights if is_red}
-    paths = _paths(window.token, future_poses(window, NUM_POSES), runs[main])
-    if FRONT_CAMERA not in frame.cameras:
-        raise DataError(f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}")
-    camera = frame.cameras[FRONT_CAMERA]
-    image = read_image(scenes.sensor_path, camera.data_path)
-    return SceneCard(
-        token=window.token,
-        reason=reason,
-        facts=_facts(window),
-        camera_jpeg=encode_jpeg(draw_paths(image, camera, paths, ground_height(frame.annotations))),
-        birdseye_png=draw_birdseye(birdseye_view(scene, map_, red), paths),
-        rows=_score_rows(window.token, runs, main),
-    )
+    def with_extended_comfort(self, entry: SceneEntry, compared: tuple[str, str] | None) -> SceneEntry:
+        """The entry with the reasons that need a second frame; all entries must have been made.
 
+        Args:
+          entry: of a scene.
+          compared: tokens of the later and the earlier frame; None if the scene has no neighbour.
 
-def _facts(window: SceneWindow) -> str:
-    frame = window.current
-    command = DRIVING_COMMANDS[int(np.argmax(frame.driving_command))]
-    speed = float(np.hypot(*frame.ego_velocity))
-    return f"command {command} · {speed:.1f} m/s now · {window.map_name} · {window.log_name}"
+        Raises:
+          DataError: the plans give another extended comfort than the result row.
+        """
+        reasons = dict(entry.reasons)
+        for plan, row in entry.scores.items():
+            if row is None or not row.get(_EXTENDED_COMFORT, np.nan) < 1.0:
+                continue
+            motions = [self._motions.get((plan, token)) for token in compared or ()]
+            reason: Reason | None = Reason(_EXTENDED_COMFORT, 0.0, _NEIGHBOUR_NOT_SHOWN)
+            if len(motions) == 2 and motions[0] is not None and motions[1] is not None:
+                (now, time), (before, time_before) = motions[0], motions[1]
+                reason = explain_extended_comfort(now, before, time - time_before)
+            if reason is None:
+                raise DataError(
+                    f"the result row of scene {entry.token!r} has no extended comfort, but the plans "
+                    f"{plan!r} of {compared} are close: logs or split are not those of the evaluation; "
+                    "evaluate again"
+                )
+            reasons[plan] = (*reasons.get(plan, ()), reason)
+        return replace(entry, reasons=reasons)
 
+    def _stage(self, window: SceneWindow) -> int:
+        if self._main.benchmark != TWO_STAGE:
+            return 0
+        return 1 if window.second_stage is None else 2
 
-def _score_rows(token: str, runs: Mapping[str, Run], main: str) -> tuple[TrajectoryScores, ...]:
-    shown = runs[main]
-    rows = [_scores_of(token, shown.name, REFINED_COLOUR, shown.table)]
-    if shown.before is not None:
-        rows.append(_scores_of(token, BEFORE_LABEL, GENERATED_COLOUR, shown.before))
-    for name, run in runs.items():
-        if name != main:
-            colour = HUMAN_COLOUR if run.agent_name == "human" else None
-            rows.append(_scores_of(token, name, colour, run.table))
-    return tuple(rows)
+    def _plans(
+        self, window: SceneWindow, scene: ScoringScene, scores: Mapping[str, Mapping[str, Any] | None]
+    ) -> list[Plan]:
+        """The trajectories of a scene, the one that counts first."""
+        token = window.token
+        found: list[tuple[str, FloatArray, LineStyle]] = []
+        for name, run in self.runs.items():
+            poses = run.trajectories.get(FINAL, {}).get(token)
+            if poses is not None:
+                found.append((self._ids[name], poses, self._styles[name]))
+            elif (scores[self._ids[name]] or {}).get("valid", False):
+                raise DataError(f"the run {name!r} has no trajectory for scene {token!r}: evaluate again")
+        generated = self._main.trajectories.get(GENERATED, {}).get(token)
+        if generated is not None and self._rows_before:
+            found.append((GENERATED, generated, GENERATED_STYLE))
+        plans = []
+        for key, poses, style in found:
+            row = scores.get(key)
+            explained = None if not row or not row["valid"] else self._explain(scene, poses, row, key)
+            has_own = self._main.traffic == "reactive" and key in (FINAL, GENERATED)
+            plans.append(Plan(key, poses, style, explained, key == FINAL, has_own))
+        has_future = window.second_stage is None and window.num_future_frames >= NUM_POSES
+        if has_future and not any(plan.id == HUMAN for plan in plans):
+            plans.append(Plan(HUMAN, future_poses(window, NUM_POSES), HUMAN_STYLE, None))
+        return plans
 
+    def _explain(self, scene: ScoringScene, poses: FloatArray, row: Mapping[str, Any], key: str) -> Explained:
+        """Reasons for the scores of a result row.
 
-def _scores_of(token: str, label: str, colour: str | None, table: pd.DataFrame) -> TrajectoryScores:
-    row = table[table["token"] == token]
-    if row.empty or not bool(row["valid"].iloc[0]):
-        return TrajectoryScores(label, colour, None, "failed, see failures.jsonl of this run")
-    return TrajectoryScores(label, colour, {name: float(row[name].iloc[0]) for name in METRICS_V1})
+        Raises:
+          DataError: the scene gives other scores than the row.
+        """
+        if self._main.benchmark == "navsim_v1":
+            explained = explain_v1(scene, poses)
+        else:
+            assert isinstance(scene, ScoringSceneV2)
+            explained = explain_v2(
+                scene,
+                poses,
+                traffic=self._main.traffic,  # type: ignore[arg-type]
+                human_penalty_filter=self._main.human_penalty_filter,  # type: ignore[arg-type]
+            )
+        for name, value in explained.scores.items():
+            if name in row and abs(value - row[name]) > _SAME_SCORE:
+                raise DataError(
+                    f"scene {scene.token!r} scores {name} = {value:.6g} for the trajectory {key!r}, its "
+                    f"result row says {row[name]:.6g}: logs, maps or scene cache are not those of the "
+                    "evaluation; evaluate again"
+                )
+        return explained
+
+    def _data(self, window: SceneWindow, scene: ScoringScene, plans: Sequence[Plan]) -> dict[str, Any]:
+        frame, maps_root = window.current, self._scenes.maps_root
+        map_ = None if maps_root is None else load_map(maps_root, window.map_name)
+        red = {str(connector) for connector, is_red in frame.traffic_lights if is_red}
+        camera = frame.cameras.get(FRONT_CAMERA)
+        image, error = None, None
+        try:
+            image = self._image(window)
+        except DataError as missing:  # told in its place, and counted on the page
+            error = str(missing)
+        data = scene_json(
+            scene,
+            birdseye_view(scene, map_, red),
+            plans,
+            image,
+            camera,
+            ground_height(frame.annotations),
+            self._image_width_px,
+        )
+        return data if error is None else {**data, "noImage": error}
+
+    def _image(self, window: SceneWindow) -> NDArray[np.uint8]:
+        """The front camera's image now; DataError where it is missing."""
+        if FRONT_CAMERA not in window.current.cameras:
+            raise DataError(f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}")
+        folder = self._scenes.sensor_path
+        if window.second_stage is not None:
+            if self._scenes.synthetic_sensor_path is None:
+                raise DataError("second-stage images need a folder: set synthetic_sensor_path")
+            folder = self._scenes.synthetic_sensor_path
+        return read_image(folder, window.current.cameras[FRONT_CAMERA].data_path)

@@ -8,19 +8,15 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from drivefine_agent.constants import TRACK_TYPES
 from drivefine_agent.data.maps import Layer, Map
-from drivefine_agent.evaluation.birdseye import Area, BirdsEyeView, RoadUser
+from drivefine_agent.evaluation.birdseye import Area, BirdsEyeView
 from drivefine_agent.geometry.indices import StateIndex
 from drivefine_agent.geometry.se2 import rotate
 from drivefine_agent.scoring.types import PolygonKind, ScoringScene
 
 FloatArray = NDArray[np.float64]
 
-LATER_STEPS = (10, 20, 30, 40)
-"""Samples of 0.1 s at which the future of a road user is outlined: 1, 2, 3 and 4 s."""
 _MAP_RADIUS_M = 80.0
-_MOVED_M = 0.5  # a road user that moved less within 4 s is drawn once
 
 _KINDS = {
     PolygonKind.LANE: "lane",
@@ -37,7 +33,7 @@ def birdseye_view(
     """The surroundings of a scene in the ego frame of now.
 
     Args:
-      scene: its drivable areas, centreline and road users.
+      scene: its drivable areas and centreline.
       map_: adds crosswalks, walkways, stop lines and lane centre lines, which scoring does not need.
       red_connectors: ids of lane connectors whose light is red; shown where the route leads through them.
     """
@@ -59,7 +55,6 @@ def birdseye_view(
         areas=tuple(areas),
         lane_lines=lane_lines,
         route_line=to_ego(scene.centerline, origin),
-        road_users=tuple(_road_users(scene, origin)),
     )
 
 
@@ -94,16 +89,3 @@ def _drivable_areas(scene: ScoringScene, origin: FloatArray, red_connectors: fro
                 name = "red_light"
         areas.append(Area(name, tuple(rings[slice(*scene.polygon_part_offsets[index : index + 2])])))
     return areas
-
-
-def _road_users(scene: ScoringScene, origin: FloatArray) -> Iterable[RoadUser]:
-    corners = to_ego(scene.track_corners, origin)  # (T, K, 4, 2)
-    for track in np.flatnonzero(scene.track_exists[0]):
-        later = [step for step in LATER_STEPS if scene.track_exists[step, track]]
-        moves = scene.track_center[later, track] - scene.track_center[0, track]
-        is_moving = len(later) > 0 and np.linalg.norm(moves, axis=1).max() > _MOVED_M
-        yield RoadUser(
-            kind=TRACK_TYPES[scene.track_type[track]],
-            corners=corners[0, track],
-            later_corners=tuple(corners[step, track] for step in later) if is_moving else (),
-        )

@@ -27,7 +27,7 @@ from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.scoring.extended_comfort import motion_of
 from drivefine_agent.scoring.frame_scores import FrameScores
 from drivefine_agent.scoring.scorer import score_v1_rows
-from drivefine_agent.scoring.scorer_v2 import Traffic, score_v2_rows
+from drivefine_agent.scoring.scorer_v2 import Traffic, human_zeros_in, score_v2_rows
 from drivefine_agent.scoring.types import ScoringScene, ScoringSceneV2, SubScoresV1
 from drivefine_agent.scoring.worker_processes import end_with_parent
 
@@ -101,7 +101,7 @@ def score_stages_v2(
     scores, states, errors = score_v2_rows(
         scene, list(stages.values()), traffic=traffic, human_penalty_filter="false"
     )
-    zeros = scene.human_zeros_log_replay if traffic == "non_reactive" else scene.human_zeros_idm
+    zeros = human_zeros_in(scene, traffic)
     outcomes = {}
     for row, (name, poses) in enumerate(stages.items()):
         if errors[row] is not None:

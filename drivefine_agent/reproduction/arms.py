@@ -70,7 +70,7 @@ for _n in REFINEMENT_BLOCKS:
         SFT,
         "sft",
         "refiner",
-        (f"model.overrides={{n_refine: {_n}}}", "perception.num_epochs=0", "generator.num_epochs=0"),
+        (f"+model.overrides.n_refine={_n}", "perception.num_epochs=0", "generator.num_epochs=0"),
         start="model.init_from={}/model",
     )
     ARMS[f"hybrid_coarse_n{_n}"] = Arm(HYBRID, f"sft_n{_n}", "rl_coarse")

@@ -16,7 +16,7 @@ from drivefine_agent.constants import NUM_POSES, SIM_INTERVAL_S, TRACK_TYPES
 from drivefine_agent.data.maps import Map
 from drivefine_agent.data.scenes import future_poses
 from drivefine_agent.data.types import FloatArray, GlobalObjects, SceneWindow
-from drivefine_agent.errors import DataError, SceneError, TrafficError
+from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.geometry.indices import StateIndex
 from drivefine_agent.scoring.build import (
     Roads,
@@ -44,7 +44,6 @@ from drivefine_agent.scoring.scorer_v2 import (
     SurroundingsV2,
     human_zeros,
     planner_scores_v2,
-    reactive_tracks,
     score_states_v2,
 )
 from drivefine_agent.scoring.simulate import simulate
@@ -110,7 +109,10 @@ def _build(window: SceneWindow, map_: Map, collided_memory: set[str] | None) -> 
 
 
 def judge_reference_and_human(scene: ScoringSceneV2) -> ScoringSceneV2:
-    """The scene with what depends on it alone: worth of the reference, failures of the recorded driver."""
+    """The scene with what depends on it alone: worth of the reference, failures of the recorded driver.
+
+    The driver in reactive traffic is left to scoring, as in NAVSIM: see `scorer_v2.reactive_human`.
+    """
     surroundings = SurroundingsV2.from_scene(scene)
     reference = score_states_v2(
         scene.reference_states[None], surroundings, scene.history_states, scene.overlaps_at_start
@@ -124,14 +126,7 @@ def judge_reference_and_human(scene: ScoringSceneV2) -> ScoringSceneV2:
         return scene
     states = simulated(scene, scene.human_poses[None])
     replayed = score_states_v2(states, surroundings, None, scene.overlaps_at_start)
-    scene = replace(scene, human_zeros_log_replay=human_zeros(replayed))
-    if scene.traffic is None:
-        return scene
-    try:
-        reacting = replace(surroundings, tracks=reactive_tracks(scene, states[0]))
-    except TrafficError as error:
-        return replace(scene, traffic_error=str(error))
-    return replace(scene, human_zeros_idm=human_zeros(score_states_v2(states, reacting, None)))
+    return replace(scene, human_zeros_log_replay=human_zeros(replayed))
 
 
 def history_states(window: SceneWindow) -> FloatArray:

@@ -40,9 +40,10 @@ RULES_V1, RULES_V2 = "navsim_v1", "navsim_v2"
 NUM_SAMPLES: Mapping[str, int] = {RULES_V1: 51, RULES_V2: 41}
 """Samples of the tracks, by rules."""
 
-_HEAD = struct.Struct("<q15I")
+_HEAD = struct.Struct("<q13I")
 _HEX_TOKENS = re.compile(r"([0-9a-f]{16}\n)*")
 _REFERENCE_GROUPS = 5
+_FLAGS_V2 = ("overlaps_at_start", "exists_in_frame", "red_light_on", "human_zeros_log_replay")
 
 
 class _Head(NamedTuple):
@@ -57,11 +58,9 @@ class _Head(NamedTuple):
     num_vehicles: int
     num_agents: int
     token_bytes: int
-    error_bytes: int
     tokens_are_hex: int
     is_synthetic: int
     has_traffic: int
-    unused: int = 0
 
 
 class Names:
@@ -170,20 +169,15 @@ def pack_scene(scene: ScoringScene, shared: SharedWriter) -> bytes:
         num_vehicles=0,
         num_agents=0,
         token_bytes=len(token_bytes),
-        error_bytes=0,
         tokens_are_hex=int(is_hex),
         is_synthetic=0,
         has_traffic=0,
     )
     if isinstance(scene, ScoringSceneV2):
-        error_bytes = scene.traffic_error.encode()
-        values["traffic_error"] = np.frombuffer(error_bytes, dtype=np.uint8)
-        values["human_zeros"] = np.stack([scene.human_zeros_log_replay, scene.human_zeros_idm])
-        for name in ("overlaps_at_start", "exists_in_frame", "red_light_on", "history_states"):
+        for name in (*_FLAGS_V2, "history_states"):
             values[name] = getattr(scene, name)
         head = head._replace(
             num_history=len(scene.history_states),
-            error_bytes=len(error_bytes),
             is_synthetic=int(scene.is_synthetic),
             has_traffic=int(scene.traffic is not None),
         )
@@ -260,9 +254,7 @@ def unpack_scene(token: str, blob: NDArray[np.uint8], rules: str, shared: Shared
         red_light_on=values["red_light_on"],
         red_light_ids=lights.ids,
         traffic=traffic,
-        traffic_error=values["traffic_error"].tobytes().decode(),
-        human_zeros_log_replay=values["human_zeros"][0],
-        human_zeros_idm=values["human_zeros"][1],
+        human_zeros_log_replay=values["human_zeros_log_replay"],
     )
 
 
@@ -365,8 +357,7 @@ def _small_fields(rules: str, head: _Head) -> _Fields:
         ("overlaps_at_start", "|b1", (num_tracks,)),
         ("exists_in_frame", "|b1", (num_tracks,)),
         ("red_light_on", "|b1", (num_samples, head.num_lights)),
-        ("human_zeros", "|b1", (2, len(HUMAN_FILTERED))),
-        ("traffic_error", "|u1", (head.error_bytes,)),
+        ("human_zeros_log_replay", "|b1", (len(HUMAN_FILTERED),)),
     ]
 
 

@@ -38,7 +38,7 @@ from drivefine_agent.scoring.cache_layout import (
 from drivefine_agent.scoring.cache_roads import RoadReader
 from drivefine_agent.scoring.types import ScoringScene
 
-VERSION = 2
+VERSION = 3
 _MAGIC = b"DFSCENES"
 _HEADER = struct.Struct("<8sII QQQ II")  # _Header, the checksum of the meta text, that of these bytes
 _HEADER_SIZE = 64

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import shapely
 import shapely.ops
+from numba import njit
 
 from drivefine_agent.data.maps import LaneRecord, Map
 from drivefine_agent.data.types import FloatArray
 from drivefine_agent.errors import SceneError
 from drivefine_agent.geometry.se2 import wrap_angle
 from drivefine_agent.scoring.drivable_map import DrivableMap
+from drivefine_agent.scoring.kernel_arrays import kernel_input
 from drivefine_agent.scoring.route import Route, nearest_vertex
 
 MAX_ROUTE_BLOCKS = 30
@@ -76,16 +78,9 @@ class Path:
         The interpolation rule is that of scipy's interp1d (pdm-scorer 5.3): a query on a vertex is evaluated
         at the end of the segment before it.
         """
-        query = np.clip(arc_length, MIN_ARC_LENGTH_M, self.length)
-        high = np.clip(np.searchsorted(self.arc_length, query), 1, len(self.arc_length) - 1)
-        low = high - 1
-        span = (self.arc_length[high] - self.arc_length[low])[..., None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = (self.poses[high] - self.poses[low]) / span
-            poses = slope * (query - self.arc_length[low])[..., None] + self.poses[low]
-            poses[..., 2] = wrap_angle(poses[..., 2])
-        poses[np.isnan(poses)] = 0.0
-        return poses
+        queries = np.asarray(arc_length, dtype=np.float64)
+        poses = poses_along(self.arc_length[None], self.poses[None], queries.reshape(1, -1))
+        return poses.reshape(*queries.shape, 3)
 
     def substring(self, start_m: float, end_m: float) -> Any:
         """The vertices between two arc lengths, or the exact piece if fewer than two lie between."""
@@ -106,6 +101,45 @@ class Path:
         poses[:, 0] += np.cos(normal) * offset_m
         poses[:, 1] += np.sin(normal) * offset_m
         return Path.from_poses(poses)
+
+
+def poses_along(arc_lengths: FloatArray, vertices: FloatArray, queries: FloatArray) -> FloatArray:
+    """`Path.interpolate` on B paths of N vertices each.
+
+    Args:
+      arc_lengths: (B, N) of the vertices [m].
+      vertices: (B, N, 3) poses, headings unwrapped along each path.
+      queries: (B, M) arc lengths [m].
+
+    Returns:
+      (B, M, 3).
+    """
+    poses = _poses_along(kernel_input(arc_lengths), kernel_input(vertices), kernel_input(queries))
+    poses[..., 2] = wrap_angle(poses[..., 2])  # by numpy's arctan2: another one differs in the last bit
+    return poses
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _poses_along(arc_lengths, vertices, queries):
+    """`poses_along` with headings not wrapped yet."""
+    num_paths, num_queries = queries.shape
+    last = arc_lengths.shape[1] - 1
+    poses = np.empty((num_paths, num_queries, 3))
+    for path in range(num_paths):
+        along = arc_lengths[path]
+        for q in range(num_queries):
+            query = queries[path, q]
+            if query < MIN_ARC_LENGTH_M:
+                query = MIN_ARC_LENGTH_M
+            if query > along[last]:
+                query = along[last]
+            high = min(max(np.searchsorted(along, query), 1), last)
+            start, end = vertices[path, high - 1], vertices[path, high]
+            span, offset = along[high] - along[high - 1], query - along[high - 1]
+            for field in range(3):
+                value = (end[field] - start[field]) / span * offset + start[field]
+                poses[path, q, field] = 0.0 if np.isnan(value) else value
+    return poses
 
 
 def starting_lane(

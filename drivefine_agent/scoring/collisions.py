@@ -36,7 +36,27 @@ def no_at_fault_collisions(
     tracks: TrackBoxes,
     ignored: NDArray[np.bool_] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """Collision sub-score of each proposal.
+    """Collision sub-score of each proposal; arguments as of `at_fault_contacts`.
+
+    Returns:
+      (P,) 1, 0.5 (a static object was hit) or 0 (an agent was hit), and (P,) the index of the first state
+      with an at-fault collision, inf without one.
+    """
+    at_fault, first = at_fault_contacts(states, points, areas, tracks, ignored)
+    value = np.where(np.asarray(tracks.is_agent, dtype=bool), AGENT_SCORE, STATIC_OBJECT_SCORE)
+    score = np.where(at_fault, value, 1.0).min(axis=1, initial=1.0)
+    first_index = np.where(at_fault, first, np.inf).min(axis=1, initial=np.inf)
+    return score, first_index
+
+
+def at_fault_contacts(
+    states: FloatArray,
+    points: FloatArray,
+    areas: EgoAreas,
+    tracks: TrackBoxes,
+    ignored: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which tracks each proposal runs into by its own fault.
 
     Args:
       states: (P, S, 11) simulated states.
@@ -46,8 +66,7 @@ def no_at_fault_collisions(
       ignored: (K,) tracks that never count.
 
     Returns:
-      (P,) 1, 0.5 (a static object was hit) or 0 (an agent was hit), and (P,) the index of the first state
-      with an at-fault collision, inf without one.
+      (P, K) at fault, and (P, K) the state of the first contact, -1 without one.
     """
     first = first_contacts(states, points, tracks, ignored)
     verdict = _verdicts(
@@ -62,11 +81,7 @@ def no_at_fault_collisions(
         t = first[p, k]
         hits = bumper_contacts(points[p, t, :4], np.asarray(tracks.corners)[t, k])
         verdict[p, k] = np.where(hits, _AT_FAULT, _NOT_AT_FAULT)
-    value = np.where(np.asarray(tracks.is_agent, dtype=bool), AGENT_SCORE, STATIC_OBJECT_SCORE)
-    at_fault = verdict == _AT_FAULT
-    score = np.where(at_fault, value, 1.0).min(axis=1, initial=1.0)
-    first_index = np.where(at_fault, first, np.inf).min(axis=1, initial=np.inf)
-    return score, first_index
+    return verdict == _AT_FAULT, first
 
 
 @njit(cache=True, nogil=True)

@@ -36,6 +36,27 @@ MAX_ABS_LON_JERK_MPS3 = 4.13
 MAX_ABS_YAW_RATE_RADPS = 0.95
 MAX_ABS_YAW_ACCEL_RADPS2 = 1.93
 
+COMFORT_SERIES = (
+    ("longitudinal acceleration", "m/s²"),
+    ("lateral acceleration", "m/s²"),
+    ("jerk", "m/s³"),
+    ("longitudinal jerk", "m/s³"),
+    ("yaw rate", "rad/s"),
+    ("yaw acceleration", "rad/s²"),
+)
+"""Names and units of the six series, in the order of `comfort_margins`."""
+COMFORT_BOUNDS: FloatArray = np.array(
+    [
+        (MIN_LON_ACCEL_MPS2, MAX_LON_ACCEL_MPS2),
+        (-MAX_ABS_LAT_ACCEL_MPS2, MAX_ABS_LAT_ACCEL_MPS2),
+        (-MAX_ABS_JERK_MPS3, MAX_ABS_JERK_MPS3),
+        (-MAX_ABS_LON_JERK_MPS3, MAX_ABS_LON_JERK_MPS3),
+        (-MAX_ABS_YAW_RATE_RADPS, MAX_ABS_YAW_RATE_RADPS),
+        (-MAX_ABS_YAW_ACCEL_RADPS2, MAX_ABS_YAW_ACCEL_RADPS2),
+    ]
+)
+"""(6, 2) lowest and highest allowed value of each series, both excluded."""
+
 _ACCEL_WINDOW = 8
 _JERK_WINDOW = 15
 _YAW_WINDOW = 5
@@ -124,15 +145,24 @@ def comfort_margins(states: FloatArray) -> FloatArray:
       states: (P, 41, 11) simulated states.
 
     Returns:
-      (P, 6) longitudinal and lateral acceleration [m/s^2], jerk and longitudinal jerk [m/s^3], yaw rate
-      [rad/s], yaw acceleration [rad/s^2]; positive iff within bounds.
+      (P, 6) in the order and units of COMFORT_SERIES; positive iff within bounds.
     """
+    return np.asarray(_margins(COMFORT_BOUNDS, *_kernel_arrays(states)))
+
+
+def comfort_series(states: FloatArray) -> FloatArray:
+    """(P, 6, 41) the filtered series themselves, one value per state; see `comfort_margins`."""
+    return np.asarray(_series(*_kernel_arrays(states)))
+
+
+def _kernel_arrays(states: FloatArray) -> tuple[FloatArray, ...]:
+    """What the kernels take under NAVSIM 1.1's rules."""
     if states.shape[1:] != (NUM_SIM_STATES, len(StateIndex)):
         raise ValueError(
             f"expected states of shape (P, {NUM_SIM_STATES}, {len(StateIndex)}), got {states.shape}"
         )
     array, n = kernel_input(states), NUM_SIM_STATES
-    return _margins(
+    return (
         array,
         kernel_input(array[:, :, StateIndex.AX]),
         filter_weights(n, n, 2, 0),
@@ -159,13 +189,23 @@ def history_comfort(states: FloatArray, history: FloatArray) -> FloatArray:
 
 def history_comfort_margins(states: FloatArray, history: FloatArray) -> FloatArray:
     """(P, 6) like `comfort_margins`, under NAVSIM 2's rules."""
+    return np.asarray(_margins(COMFORT_BOUNDS, *_kernel_arrays_v2(states, history)))
+
+
+def history_comfort_series(states: FloatArray, history: FloatArray) -> FloatArray:
+    """(P, 6, H + 41) like `comfort_series`, under NAVSIM 2's rules; the first H values are the past's."""
+    return np.asarray(_series(*_kernel_arrays_v2(states, history)))
+
+
+def _kernel_arrays_v2(states: FloatArray, history: FloatArray) -> tuple[FloatArray, ...]:
+    """What the kernels take under NAVSIM 2's rules."""
     past = np.broadcast_to(history, (len(states), *history.shape))
     array = kernel_input(np.concatenate([past, states], axis=1))
     n = array.shape[1]
     turning = array[:, :, StateIndex.YAW_RATE] ** 2 + array[:, :, StateIndex.YAW_ACCEL]
     center_ax = array[:, :, StateIndex.AX] + EGO_REAR_AXLE_TO_CENTER_M * turning
     smooth = filter_weights(n, _ACCEL_WINDOW, 2, 0)
-    return _margins(
+    return (
         array,
         kernel_input(center_ax),
         smooth,
@@ -201,39 +241,59 @@ def _apply(series, weights, out):
 
 
 @njit(cache=True, nogil=True)
-def _margin(series, low, high):
-    return min(np.min(series) - low, high - np.max(series))
+def _fill_series(state, lon_accel, smooth_accel, smooth_short, slope, yaw_rate, yaw_accel, buffer, out):
+    """The six filtered series of one proposal's states (n, 11) into `out` (6, n); `buffer` is (2, n)."""
+    series, smooth = buffer[0], buffer[1]
+    num_states = state.shape[0]
+    _apply(lon_accel, smooth_accel, out[0])
+    _apply(state[:, 6], smooth_accel, out[1])
+
+    for t in range(num_states):
+        series[t] = np.hypot(state[t, 5], state[t, 6])
+    _apply(series, smooth_short, smooth)
+    _apply(smooth, slope, out[2])
+    _apply(lon_accel, smooth_short, smooth)
+    _apply(smooth, slope, out[3])
+
+    turns = 0.0
+    series[0] = state[0, 2]
+    for t in range(1, num_states):
+        turns += np.rint((state[t, 2] - state[t - 1, 2]) / (2.0 * np.pi))
+        series[t] = state[t, 2] - 2.0 * np.pi * turns
+    _apply(series, yaw_rate, out[4])
+    _apply(series, yaw_accel, out[5])
 
 
 @njit(cache=True, nogil=True)
-def _margins(states, lon_accel, smooth_accel, smooth_short, slope, yaw_rate, yaw_accel):
+def _margins(bounds, states, lon_accel, smooth_accel, smooth_short, slope, yaw_rate, yaw_accel):
     num_proposals, num_states, _ = states.shape
     margins = np.empty((num_proposals, 6))
-    series = np.empty(num_states)
-    smooth = np.empty(num_states)
-    out = np.empty(num_states)
+    out = np.empty((6, num_states))
+    buffer = np.empty((2, num_states))
     for p in range(num_proposals):
-        _apply(lon_accel[p], smooth_accel, out)
-        margins[p, 0] = _margin(out, MIN_LON_ACCEL_MPS2, MAX_LON_ACCEL_MPS2)
-        _apply(states[p, :, 6], smooth_accel, out)
-        margins[p, 1] = _margin(out, -MAX_ABS_LAT_ACCEL_MPS2, MAX_ABS_LAT_ACCEL_MPS2)
-
-        for t in range(num_states):
-            series[t] = np.hypot(states[p, t, 5], states[p, t, 6])
-        _apply(series, smooth_short, smooth)
-        _apply(smooth, slope, out)
-        margins[p, 2] = _margin(out, -MAX_ABS_JERK_MPS3, MAX_ABS_JERK_MPS3)
-        _apply(lon_accel[p], smooth_short, smooth)
-        _apply(smooth, slope, out)
-        margins[p, 3] = _margin(out, -MAX_ABS_LON_JERK_MPS3, MAX_ABS_LON_JERK_MPS3)
-
-        turns = 0.0
-        series[0] = states[p, 0, 2]
-        for t in range(1, num_states):
-            turns += np.rint((states[p, t, 2] - states[p, t - 1, 2]) / (2.0 * np.pi))
-            series[t] = states[p, t, 2] - 2.0 * np.pi * turns
-        _apply(series, yaw_rate, out)
-        margins[p, 4] = _margin(out, -MAX_ABS_YAW_RATE_RADPS, MAX_ABS_YAW_RATE_RADPS)
-        _apply(series, yaw_accel, out)
-        margins[p, 5] = _margin(out, -MAX_ABS_YAW_ACCEL_RADPS2, MAX_ABS_YAW_ACCEL_RADPS2)
+        _fill_series(
+            states[p], lon_accel[p], smooth_accel, smooth_short, slope, yaw_rate, yaw_accel, buffer, out
+        )
+        for i in range(6):
+            margins[p, i] = min(np.min(out[i]) - bounds[i, 0], bounds[i, 1] - np.max(out[i]))
     return margins
+
+
+@njit(cache=True, nogil=True)
+def _series(states, lon_accel, smooth_accel, smooth_short, slope, yaw_rate, yaw_accel):
+    num_proposals, num_states, _ = states.shape
+    series = np.empty((num_proposals, 6, num_states))
+    buffer = np.empty((2, num_states))
+    for p in range(num_proposals):
+        _fill_series(
+            states[p],
+            lon_accel[p],
+            smooth_accel,
+            smooth_short,
+            slope,
+            yaw_rate,
+            yaw_accel,
+            buffer,
+            series[p],
+        )
+    return series

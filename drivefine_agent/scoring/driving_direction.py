@@ -28,14 +28,19 @@ def driving_direction_compliance(center: FloatArray, off_route: NDArray[np.bool_
     Returns:
       (P,) 1 if less than 2 m are driven off the route in any window, 0.5 below 6 m, else 0.
     """
-    distance = _largest_window(kernel_input(center), kernel_input(off_route, np.bool_))
+    distance = off_route_distance(center, off_route).max(axis=1, initial=0.0)
     return np.where(distance < COMPLIANT_BELOW_M, 1.0, np.where(distance < VIOLATED_FROM_M, 0.5, 0.0))
 
 
+def off_route_distance(center: FloatArray, off_route: NDArray[np.bool_]) -> FloatArray:
+    """(P, S) way driven off the route in the window that ends with each state [m]; arguments as above."""
+    return np.asarray(_windows(kernel_input(center), kernel_input(off_route, np.bool_)))
+
+
 @njit(cache=True, nogil=True)
-def _largest_window(center, off_route):
+def _windows(center, off_route):
     num_proposals, num_states, _ = center.shape
-    largest = np.zeros(num_proposals)
+    windows = np.zeros((num_proposals, num_states))
     length = np.zeros(num_states)
     for p in range(num_proposals):
         for t in range(1, num_states):
@@ -46,5 +51,5 @@ def _largest_window(center, off_route):
             total = 0.0
             for i in range(max(0, t - WINDOW_INTERVALS), t + 1):
                 total += length[i]
-            largest[p] = max(largest[p], total)
-    return largest
+            windows[p, t] = total
+    return windows

@@ -28,7 +28,17 @@ MAX_RMS_ACCEL_MPS2 = 0.7
 MAX_RMS_JERK_MPS3 = 0.5
 MAX_RMS_YAW_RATE_RADPS = 0.1
 MAX_RMS_YAW_ACCEL_RADPS2 = 0.1
-_BOUNDS = np.array([MAX_RMS_ACCEL_MPS2, MAX_RMS_JERK_MPS3, MAX_RMS_YAW_RATE_RADPS, MAX_RMS_YAW_ACCEL_RADPS2])
+EXTENDED_COMFORT_SERIES = (
+    ("acceleration", "m/s²"),
+    ("jerk", "m/s³"),
+    ("yaw rate", "rad/s"),
+    ("yaw acceleration", "rad/s²"),
+)
+"""Names and units of the four differences."""
+EXTENDED_COMFORT_BOUNDS = np.array(
+    [MAX_RMS_ACCEL_MPS2, MAX_RMS_JERK_MPS3, MAX_RMS_YAW_RATE_RADPS, MAX_RMS_YAW_ACCEL_RADPS2]
+)
+"""(4,) largest root mean square of each that is allowed."""
 
 _ACCEL_WINDOW = 8
 _JERK_WINDOW = 15
@@ -65,7 +75,9 @@ def extended_comfort(current: FloatArray, previous: FloatArray, interval_s: floa
       DataError: the frames are not between 0.05 and 0.55 s apart.
       ValueError: wrong shapes or values that are not finite.
     """
-    return float(np.all(extended_comfort_differences(current, previous, interval_s) <= _BOUNDS))
+    return float(
+        np.all(extended_comfort_differences(current, previous, interval_s) <= EXTENDED_COMFORT_BOUNDS)
+    )
 
 
 def extended_comfort_differences(current: FloatArray, previous: FloatArray, interval_s: float) -> FloatArray:

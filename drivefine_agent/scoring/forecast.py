@@ -6,7 +6,7 @@ lights. One map holds for two samples of 0.1 s, so the map of sample t is number
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,20 +58,13 @@ class Forecast:
         """(26, K, 2)."""
         return geos_centroids(self.corners)
 
-    @cached_property
-    def polygons(self) -> NDArray[np.object_]:
-        """(26, E) shapely polygons."""
-        polygons = np.empty((NUM_MAPS, len(self.tokens)), dtype=object)
-        if self.num_objects:
-            polygons[:, : self.num_objects] = shapely.polygons(self.corners)
-        for index, light in enumerate(self.red_lights):
-            polygons[:, self.num_objects + index] = light
-        return polygons
+    def polygons(self, map_index: int) -> NDArray[np.object_]:
+        """(E,) shapely polygons of a map."""
+        return np.concatenate([shapely.polygons(self.corners[map_index]), geometry_array(self.red_lights)])
 
-    @cached_property
-    def trees(self) -> list[shapely.STRtree]:
-        """One spatial index per map; the query order of the tree decides ties between leading objects."""
-        return [shapely.STRtree(polygons, node_capacity=TREE_NODE_CAPACITY) for polygons in self.polygons]
+    def tree(self, map_index: int) -> shapely.STRtree:
+        """Spatial index of a map; its query order decides ties between leading objects."""
+        return shapely.STRtree(self.polygons(map_index), node_capacity=TREE_NODE_CAPACITY)
 
 
 def forecast_tracks(
@@ -117,6 +110,13 @@ def forecast_tracks(
         red_lights=tuple(red_lights.values()),
         is_ignored=np.array([token in ignored for token in tokens], dtype=bool),
     )
+
+
+def geometry_array(geometries: Sequence[shapely.Polygon]) -> NDArray[np.object_]:
+    """(n,) the geometries as an array of objects."""
+    array = np.empty(len(geometries), dtype=object)
+    array[:] = geometries
+    return array
 
 
 def _nearest_rows(

@@ -15,7 +15,6 @@ def kernel_input(array: Any, dtype: Any = np.float64) -> NDArray[Any]:
     another type than a writable one. Passing only read-only views keeps it at one version, whether a scene
     comes from the cache or not.
     """
-    contiguous = np.ascontiguousarray(np.asarray(array), dtype=dtype)
-    view = contiguous.view(np.ndarray)
+    view = np.ascontiguousarray(array, dtype).view(np.ndarray)
     view.flags.writeable = False
     return view

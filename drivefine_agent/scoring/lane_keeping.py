@@ -39,27 +39,34 @@ def lane_keeping(
     Returns:
       (P,) 0 where 20 states in a row, intersections left out, deviate by more than 0.5 m; else 1.
     """
+    run = deviating_run(center, in_intersection, centerline).max(axis=1, initial=0)
+    return np.where(run >= NUM_STATES_TO_FAIL, 0.0, 1.0)
+
+
+def deviating_run(
+    center: FloatArray, in_intersection: NDArray[np.bool_], centerline: FloatArray
+) -> NDArray[np.int64]:
+    """(P, S) how many states in a row deviate up to and including each; arguments as of `lane_keeping`."""
     distance = _distances(kernel_input(center), kernel_input(centerline))
     is_tie = np.abs(distance - MAX_DEVIATION_M) <= _TIE_M
     if is_tie.any():  # GEOS decides what rounding could
         distance[is_tie] = shapely.distance(shapely.points(center[is_tie]), shapely.LineString(centerline))
     deviates = distance > MAX_DEVIATION_M
-    run = _longest_run(kernel_input(deviates, np.bool_), kernel_input(in_intersection, np.bool_))
-    return np.where(run >= NUM_STATES_TO_FAIL, 0.0, 1.0)
+    return np.asarray(_runs(kernel_input(deviates, np.bool_), kernel_input(in_intersection, np.bool_)))
 
 
 @njit(cache=True, nogil=True)
-def _longest_run(deviates, skipped):
-    """(P,) most deviating states in a row, of (P, S) flags."""
+def _runs(deviates, skipped):
+    """(P, S) deviating states in a row up to each, of (P, S) flags."""
     num_proposals, num_states = deviates.shape
-    longest = np.zeros(num_proposals, dtype=np.int64)
+    runs = np.zeros((num_proposals, num_states), dtype=np.int64)
     for p in range(num_proposals):
         count = 0
         for t in range(num_states):
             if not skipped[p, t]:
                 count = count + 1 if deviates[p, t] else 0
-                longest[p] = max(longest[p], count)
-    return longest
+            runs[p, t] = count
+    return runs
 
 
 @njit(cache=True, nogil=True)

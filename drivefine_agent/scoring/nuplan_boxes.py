@@ -31,18 +31,18 @@ def nuplan_box_corners(
 
     Source: nuplan-devkit, OrientedBox.all_corners, which takes heading + pi/2 as the lateral direction.
     """
-    flat = kernel_input(poses).reshape(-1, 3)
-    normal = flat[:, 2] + np.pi / 2.0
     lead = poses.shape[:-1]
+    flat = np.array(poses, dtype=np.float64).reshape(-1, 3)
+    normal = flat[:, 2] + np.pi / 2.0
     # numpy's cosine, like nuPlan's: that of the C library differs in the last bit now and then
     corners = _corners(
-        kernel_input(flat),
-        kernel_input(np.cos(flat[:, 2])),
-        kernel_input(np.sin(flat[:, 2])),
-        kernel_input(np.cos(normal)),
-        kernel_input(np.sin(normal)),
-        kernel_input(np.broadcast_to(length_m, lead).reshape(-1)),
-        kernel_input(np.broadcast_to(width_m, lead).reshape(-1)),
+        flat,
+        np.cos(flat[:, 2]),
+        np.sin(flat[:, 2]),
+        np.cos(normal),
+        np.sin(normal),
+        np.full(lead, length_m, dtype=np.float64).reshape(-1),
+        np.full(lead, width_m, dtype=np.float64).reshape(-1),
     )
     return corners.reshape(*lead, 4, 2)
 

@@ -232,6 +232,4 @@ def track_polygons(
     """Corners (T, K, 4, 2) and centroids (T, K, 2) of box poses (T, K, 3); zeros where absent."""
     corners = nuplan_box_corners(poses, sizes[:, 0], sizes[:, 1])
     corners[~exists] = 0.0
-    centers = np.zeros((*exists.shape, 2))
-    centers[exists] = geos_centroids(corners[exists])
-    return corners, centers
+    return corners, geos_centroids(corners)

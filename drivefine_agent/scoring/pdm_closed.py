@@ -7,30 +7,28 @@ are simulated and scored like a model's trajectory, and the best one, continued 
 All known quirks are kept: the record of the leading object is reused for the policies of a path without being
 reset, and is zero in the first step, so that every moving proposal brakes there.
 
-Shape letters: Q = 5 policies of a path, S = 51 knots of 0.1 s.
+Shape letters: B = 3 paths, Q = 5 policies of a path, N vertices of a path, 51 knots of 0.1 s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
+from numba import njit
 
 from drivefine_agent.constants import (
     EGO_LENGTH_M,
-    EGO_REAR_AXLE_TO_CENTER_M,
-    EGO_WIDTH_M,
     NUM_SIM_STEPS,
     SIM_INTERVAL_S,
 )
 from drivefine_agent.data.types import FloatArray
 from drivefine_agent.geometry.se2 import wrap_angle
-from drivefine_agent.scoring.centerline import Path
+from drivefine_agent.scoring.centerline import Path, poses_along
 from drivefine_agent.scoring.forecast import SAMPLES_PER_MAP, Forecast
-from drivefine_agent.scoring.nuplan_boxes import nuplan_box_corners
+from drivefine_agent.scoring.pdm_corridor import Candidates
 
 NUM_KNOTS = 51
 NUM_PLAN_STEPS = NUM_KNOTS - 1
@@ -45,65 +43,59 @@ HEADWAY_S = 1.5
 MAX_ACCEL_MPS2 = 1.5
 MAX_DECEL_MPS2 = 3.0
 ACCEL_EXPONENT = 10
-
-CORRIDOR_BUFFER_SEGMENTS = 16
-
-
-@dataclass
-class Lead:
-    """What a proposal follows; one record serves all policies of a path in a step."""
-
-    arc_length_m: float = 0.0
-    speed_mps: float = 0.0
-    rear_length_m: float = 0.0
+_BRAKING = 2 * np.sqrt(MAX_ACCEL_MPS2 * MAX_DECEL_MPS2)
 
 
 @dataclass
-class PathRollout:
-    """The roll-out of policies along one path, advanced step by step."""
+class Rollout:
+    """The roll-out of the same policies along several paths, advanced step by step."""
 
-    path: Path
+    path_arc_lengths: FloatArray
+    """(B, N) of the paths' vertices [m]."""
+    path_poses: FloatArray
+    """(B, N, 3) the paths' vertices."""
+    candidates: Candidates
+    """What may have to be followed."""
     target_speeds: FloatArray
     """(Q,) [m/s]."""
-    forecast: Forecast
-    corridor: shapely.Polygon
-    """The part of the path within reach, as wide as the ego."""
     poses: FloatArray
-    """(Q, 51, 3) global."""
+    """(B, Q, 51, 3) global."""
     arc_lengths: FloatArray
-    """(Q,) [m] at the current step."""
+    """(B, Q) [m] at the current step."""
     speeds: FloatArray
-    """(Q,) [m/s] at the current step."""
+    """(B, Q) [m/s] at the current step."""
     leads: FloatArray
-    """(Q, 3) arc length [m], speed [m/s] and rear length [m] of what leads each policy."""
+    """(B, Q, 3) rows of `_lead_records`; zero at first."""
     step: int = 0
 
     @classmethod
     def start(
         cls,
-        path: Path,
+        paths: Sequence[Path],
         target_speeds: FloatArray,
         forecast: Forecast,
         rear_axle: FloatArray,
         speed_mps: float,
-    ) -> PathRollout:
-        """The roll-out at step 0: on the path, not at the ego."""
-        arc_length = float(path.project(shapely.Point(rear_axle[0], rear_axle[1])))
+    ) -> Rollout:
+        """The policies at the beginning: on each path beside the rear axle (3,), at the ego's speed.
+
+        The paths have equally many vertices, as shifts of one path have.
+        """
         reach = np.abs(target_speeds.max()) * NUM_PLAN_STEPS * SIM_INTERVAL_S
-        ahead = path.substring(arc_length, arc_length + reach)
-        num_policies = len(target_speeds)
-        poses = np.zeros((num_policies, NUM_KNOTS, 3))
-        poses[:, 0] = path.interpolate(np.array([arc_length]))
-        return cls(
-            path=path,
+        starts = [float(path.project(shapely.Point(rear_axle[0], rear_axle[1]))) for path in paths]
+        shape = len(paths), len(target_speeds)
+        rollout = cls(
+            path_arc_lengths=np.stack([path.arc_length for path in paths]),
+            path_poses=np.stack([path.poses for path in paths]),
+            candidates=Candidates.find(paths, starts, reach, forecast),
             target_speeds=target_speeds,
-            forecast=forecast,
-            corridor=ahead.buffer(EGO_WIDTH_M / 2, quad_segs=CORRIDOR_BUFFER_SEGMENTS, cap_style="square"),
-            poses=poses,
-            arc_lengths=np.full(num_policies, arc_length),
-            speeds=np.full(num_policies, float(speed_mps)),
-            leads=np.zeros((num_policies, 3)),
+            poses=np.zeros((*shape, NUM_KNOTS, 3)),
+            arc_lengths=np.repeat(starts, shape[1]).reshape(shape),
+            speeds=np.full(shape, float(speed_mps)),
+            leads=np.zeros((*shape, 3)),
         )
+        rollout._place()
+        return rollout
 
     def advance_to(self, last_step: int) -> None:
         """Roll out up to and including a step of 0.1 s."""
@@ -113,80 +105,99 @@ class PathRollout:
                 if self.step % SAMPLES_PER_MAP == 0:
                     self.leads = self._find_leads(self.step)
                 self._follow()
-                self.poses[:, self.step] = self.path.interpolate(self.arc_lengths)
+                self._place()
 
-    def only(self, policy: int) -> PathRollout:
+    def only(self, path: int, policy: int) -> Rollout:
         """One policy on its own, to be continued; further steps reset its lead record."""
-        chosen = slice(policy, policy + 1)
-        return PathRollout(
-            path=self.path,
+        of_path, chosen = slice(path, path + 1), slice(policy, policy + 1)
+        return Rollout(
+            path_arc_lengths=self.path_arc_lengths[of_path],
+            path_poses=self.path_poses[of_path],
+            candidates=self.candidates.only(path),
             target_speeds=self.target_speeds[chosen],
-            forecast=self.forecast,
-            corridor=self.corridor,
-            poses=self.poses[chosen].copy(),
-            arc_lengths=self.arc_lengths[chosen].copy(),
-            speeds=self.speeds[chosen].copy(),
-            leads=self.leads[chosen].copy(),
+            poses=self.poses[of_path, chosen].copy(),
+            arc_lengths=self.arc_lengths[of_path, chosen].copy(),
+            speeds=self.speeds[of_path, chosen].copy(),
+            leads=self.leads[of_path, chosen].copy(),
             step=self.step,
         )
 
+    def _place(self) -> None:
+        self.poses[:, :, self.step] = poses_along(self.path_arc_lengths, self.path_poses, self.arc_lengths)
+
     def _find_leads(self, step: int) -> FloatArray:
-        """(Q, 3) records of the leading objects; in policy order, since one record serves them all."""
-        map_index = step // SAMPLES_PER_MAP
-        entries, entry_arc_lengths = self._entries_in_corridor(map_index)
-        is_ahead = entry_arc_lengths[None, :] > self.arc_lengths[:, None]  # (Q, candidates)
-        distances = np.empty(is_ahead.shape)
-        if is_ahead.any():
-            ego = shapely.polygons(_footprints(self.poses[:, step - 1]))
-            distances = shapely.distance(ego[:, None], self.forecast.polygons[map_index, entries][None, :])
-        distances = np.where(is_ahead, distances, np.inf)
-
-        record = Lead()
-        leads = np.empty((len(self.arc_lengths), 3))
-        for policy in range(len(leads)):
-            if is_ahead[policy].any():
-                nearest = int(np.argmin(distances[policy]))
-                record.arc_length_m = self.arc_lengths[policy] + distances[policy, nearest]
-                entry = int(entries[nearest])
-                if entry < self.forecast.num_objects:  # red lights keep the speed of the record
-                    relative = wrap_angle(self.forecast.headings[entry] - self.poses[policy, step - 1, 2])
-                    record.speed_mps = float(self.forecast.speeds[entry] * np.cos(relative))
-            else:
-                record.arc_length_m = self.path.length
-                record.rear_length_m = EGO_LENGTH_M / 2
-            leads[policy] = record.arc_length_m, record.speed_mps, record.rear_length_m
-        return leads
-
-    def _entries_in_corridor(self, map_index: int) -> tuple[NDArray[np.int64], FloatArray]:
-        """Entries of the forecast that touch the corridor, in tree order, and their arc lengths [m]."""
-        entries = self.forecast.trees[map_index].query(self.corridor, predicate="intersects")
-        entries = entries[~self.forecast.is_ignored[entries]]
-        centroids = shapely.centroid(self.forecast.polygons[map_index, entries])
-        return entries, np.asarray(self.path.project(centroids), dtype=np.float64)
+        """(B, Q, 3) records of what is followed, from where everybody was in the step before."""
+        poses, forecast = self.poses[:, :, step - 1], self.candidates.forecast
+        entries, gaps = self.candidates.nearest_ahead(step // SAMPLES_PER_MAP, self.arc_lengths, poses)
+        is_object = (entries >= 0) & (entries < forecast.num_objects)
+        objects = entries[is_object]
+        speeds = np.zeros(entries.shape)
+        relative = wrap_angle(forecast.headings[objects] - poses[..., 2][is_object])
+        speeds[is_object] = forecast.speeds[objects] * np.cos(relative)
+        return _lead_records(entries, is_object, self.arc_lengths + gaps, speeds, self.path_arc_lengths)
 
     def _follow(self) -> None:
         """One step of the Intelligent Driver Model; the position moves with the old speed."""
-        lead_arc_length, lead_speed, rear_length = self.leads.T
-        desired_gap = (
-            MIN_GAP_M
-            + self.speeds * HEADWAY_S
-            + (self.speeds * (self.speeds - lead_speed)) / (2 * np.sqrt(MAX_ACCEL_MPS2 * MAX_DECEL_MPS2))
+        speed_ratios, gap_ratios = _driver_model(
+            self.arc_lengths, self.speeds, self.target_speeds, self.leads
         )
-        gap = np.maximum(lead_arc_length - self.arc_lengths - rear_length, MIN_GAP_M)
-        accel = MAX_ACCEL_MPS2 * (
-            1 - (self.speeds / self.target_speeds) ** ACCEL_EXPONENT - (desired_gap / gap) ** 2
-        )
-        accel = np.clip(accel, -MAX_DECEL_MPS2, MAX_ACCEL_MPS2)
-        self.arc_lengths = self.arc_lengths + SIM_INTERVAL_S * self.speeds
-        self.speeds = self.speeds + SIM_INTERVAL_S * accel
+        powers = speed_ratios**ACCEL_EXPONENT  # by numpy: another power differs in the last bit
+        self.arc_lengths, self.speeds = _moved(self.arc_lengths, self.speeds, powers, gap_ratios)
 
 
-def _footprints(poses: FloatArray) -> FloatArray:
-    """Corners (..., 4, 2) of the ego at rear-axle poses (..., 3)."""
-    centers = poses.copy()
-    centers[..., 0] += EGO_REAR_AXLE_TO_CENTER_M * np.cos(poses[..., 2])
-    centers[..., 1] += EGO_REAR_AXLE_TO_CENTER_M * np.sin(poses[..., 2])
-    return nuplan_box_corners(centers, EGO_LENGTH_M, EGO_WIDTH_M)
+@njit(cache=True, nogil=True)
+def _lead_records(entries, is_object, arc_lengths, speeds, path_arc_lengths):
+    """(B, Q, 3) arc length, speed and rear length of what is followed.
+
+    One record serves the policies of a path, one after the other: a red light keeps its speed, and all but
+    the end of the path keep its rear length.
+    """
+    leads = np.empty((*entries.shape, 3))
+    for path in range(entries.shape[0]):
+        record = np.zeros(3)
+        for policy in range(entries.shape[1]):
+            if entries[path, policy] < 0:
+                record[0], record[2] = path_arc_lengths[path, -1], EGO_LENGTH_M / 2
+            else:
+                record[0] = arc_lengths[path, policy]
+                if is_object[path, policy]:
+                    record[1] = speeds[path, policy]
+            leads[path, policy] = record
+    return leads
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _driver_model(arc_lengths, speeds, target_speeds, leads):
+    """(B, Q) speed by wanted speed, and wanted gap by gap; NaN where a speed limit is 0."""
+    speed_ratios, gap_ratios = np.empty_like(speeds), np.empty_like(speeds)
+    for path in range(speeds.shape[0]):
+        for policy in range(speeds.shape[1]):
+            speed = speeds[path, policy]
+            lead_arc_length, lead_speed, rear_length = leads[path, policy]
+            wanted = MIN_GAP_M + speed * HEADWAY_S + (speed * (speed - lead_speed)) / _BRAKING
+            gap = lead_arc_length - arc_lengths[path, policy] - rear_length
+            if gap < MIN_GAP_M:
+                gap = MIN_GAP_M
+            speed_ratios[path, policy] = speed / target_speeds[policy]
+            gap_ratios[path, policy] = wanted / gap
+    return speed_ratios, gap_ratios
+
+
+@njit(cache=True, nogil=True)
+def _moved(arc_lengths, speeds, powers, gap_ratios):
+    """(B, Q) arc lengths and speeds 0.1 s later, `powers` being those of the speed ratios."""
+    new_arc_lengths, new_speeds = np.empty_like(arc_lengths), np.empty_like(speeds)
+    for path in range(speeds.shape[0]):
+        for policy in range(speeds.shape[1]):
+            gap_ratio = gap_ratios[path, policy]
+            accel = MAX_ACCEL_MPS2 * (1.0 - powers[path, policy] - gap_ratio * gap_ratio)
+            if accel < -MAX_DECEL_MPS2:
+                accel = -MAX_DECEL_MPS2
+            if accel > MAX_ACCEL_MPS2:
+                accel = MAX_ACCEL_MPS2
+            new_arc_lengths[path, policy] = arc_lengths[path, policy] + SIM_INTERVAL_S * speeds[path, policy]
+            new_speeds[path, policy] = speeds[path, policy] + SIM_INTERVAL_S * accel
+    return new_arc_lengths, new_speeds
 
 
 def target_speeds(speed_limit_mps: float | None) -> FloatArray:
@@ -216,16 +227,17 @@ def plan_pdm_closed(
     Returns:
       (51, 3) the un-simulated poses of the best proposal at 0.0 ... 5.0 s, global.
     """
-    targets = target_speeds(speed_limit_mps)
-    rollouts = [
-        PathRollout.start(centerline.shifted(offset), targets, forecast, rear_axle, speed_mps)
-        for offset in LATERAL_OFFSETS_M
-    ]
-    for rollout in rollouts:
-        rollout.advance_to(NUM_SIM_STEPS)
-    proposals = np.concatenate([rollout.poses[:, : NUM_SIM_STEPS + 1] for rollout in rollouts])
+    rollout = Rollout.start(
+        [centerline.shifted(offset) for offset in LATERAL_OFFSETS_M],
+        target_speeds(speed_limit_mps),
+        forecast,
+        rear_axle,
+        speed_mps,
+    )
+    rollout.advance_to(NUM_SIM_STEPS)
+    proposals = rollout.poses[:, :, : NUM_SIM_STEPS + 1].reshape(NUM_PROPOSALS, NUM_SIM_STEPS + 1, 3)
     best = int(np.argmax(score_proposals(proposals)))  # the first on ties
 
-    winner = rollouts[best // NUM_POLICIES].only(best % NUM_POLICIES)
+    winner = rollout.only(*divmod(best, NUM_POLICIES))
     winner.advance_to(NUM_PLAN_STEPS)
-    return winner.poses[0]
+    return winner.poses[0, 0]

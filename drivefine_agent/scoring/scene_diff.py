@@ -139,8 +139,6 @@ def _traffic(a: ScoringSceneV2, b: ScoringSceneV2) -> Iterator[_Found]:
         if a.traffic is not b.traffic:
             yield "traffic", np.nan, f"unknown to {'the first' if a.traffic is None else 'the second'}"
         return
-    yield _texts("traffic_error", a.traffic_error or "none", b.traffic_error or "none")
-    yield _numbers("human_zeros_idm", a.human_zeros_idm, b.human_zeros_idm)
     vehicles_a = [a.track_tokens[track] for track in a.traffic.vehicle_track]
     vehicles_b = [b.track_tokens[track] for track in b.traffic.vehicle_track]
     yield _ids("traffic.vehicles", vehicles_a, vehicles_b, in_order=True)

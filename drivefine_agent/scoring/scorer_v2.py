@@ -29,13 +29,14 @@ from drivefine_agent.scoring.collisions import no_at_fault_collisions
 from drivefine_agent.scoring.comfort import history_comfort
 from drivefine_agent.scoring.contacts import TrackBoxes
 from drivefine_agent.scoring.drivable_area import drivable_area_compliance
+from drivefine_agent.scoring.drivable_map import polygons_from_arrays
 from drivefine_agent.scoring.driving_direction import driving_direction_compliance
 from drivefine_agent.scoring.footprint import CENTER, footprint_points
 from drivefine_agent.scoring.lane_keeping import lane_keeping
 from drivefine_agent.scoring.polygons import DrivablePolygons
 from drivefine_agent.scoring.progress import raw_progress
 from drivefine_agent.scoring.reactive_traffic import roll_out
-from drivefine_agent.scoring.scorer import checked_poses, good_poses
+from drivefine_agent.scoring.scorer import checked_poses, good_poses, simulated
 from drivefine_agent.scoring.time_to_collision import LOOK_AHEAD_STEPS, time_to_collision_within_bound
 from drivefine_agent.scoring.traffic_lights import RedLights, traffic_light_compliance
 from drivefine_agent.scoring.types import HUMAN_FILTERED, FloatArray, ScoringSceneV2, SubScoresV2
@@ -105,14 +106,10 @@ class StateScoresV2:
 
 def red_lights(scene: ScoringSceneV2) -> RedLights:
     """The red lane connectors of a scene as polygons."""
-    polygons = DrivablePolygons(
-        scene.red_light_xy,
-        scene.red_light_ring_offsets,
-        scene.red_light_part_offsets,
-        np.zeros(len(scene.red_light_ids), dtype=np.int64),
-        np.zeros(len(scene.red_light_ids), dtype=bool),
+    polygons = polygons_from_arrays(
+        scene.red_light_xy, scene.red_light_ring_offsets, scene.red_light_part_offsets
     )
-    return RedLights(polygons.shapely_polygons, scene.red_light_on)
+    return RedLights(polygons, scene.red_light_on)
 
 
 def score_states_v2(
@@ -144,7 +141,7 @@ def score_states_v2(
         driving_direction_compliance=driving_direction_compliance(
             center, areas.off_route & ~areas.center_in_intersection
         ),
-        traffic_light_compliance=traffic_light_compliance(points[:, :, :CENTER], surroundings.lights),
+        traffic_light_compliance=traffic_light_compliance(points, surroundings.lights),
         progress_m=raw_progress(center, surroundings.centerline),
         time_to_collision_within_bound=time_to_collision,
         lane_keeping=lane_keeping(center, areas.center_in_intersection, surroundings.centerline),
@@ -168,6 +165,38 @@ def planner_scores_v2(
 def human_zeros(raw: StateScoresV2) -> NDArray[np.bool_]:
     """(6,) which sub-scores of HUMAN_FILTERED are 0, of the recorded driver's own roll-out (P = 1)."""
     return np.array([getattr(raw, name)[0] == 0.0 for name in HUMAN_FILTERED])
+
+
+@dataclass(frozen=True)
+class ReactiveHuman:
+    """What became of the recorded driver when the others reacted to it."""
+
+    zeros: NDArray[np.bool_]
+    """(6,) sub-scores of HUMAN_FILTERED that are 0."""
+    error: str = ""
+    """Why the traffic failed already for the driver; NAVSIM then fails the scene for everybody."""
+
+
+def reactive_human(scene: ScoringSceneV2) -> ReactiveHuman:
+    """The recorded driver in reactive traffic, rolled out at the first call and kept with the scene."""
+    return scene.kept("reactive_human", lambda: _roll_out_human(scene))
+
+
+def _roll_out_human(scene: ScoringSceneV2) -> ReactiveHuman:
+    if scene.is_synthetic or scene.traffic is None:  # nobody drove on; nobody reacts
+        return ReactiveHuman(np.zeros(len(HUMAN_FILTERED), dtype=bool))
+    states = simulated(scene, scene.human_poses[None])
+    try:
+        tracks = roll_out(scene, states[0])
+    except TrafficError as error:
+        return ReactiveHuman(np.zeros(len(HUMAN_FILTERED), dtype=bool), str(error))
+    seen = replace(SurroundingsV2.from_scene(scene), tracks=tracks)
+    return ReactiveHuman(human_zeros(score_states_v2(states, seen, None)))
+
+
+def human_zeros_in(scene: ScoringSceneV2, traffic: Traffic) -> NDArray[np.bool_]:
+    """(6,) which sub-scores of HUMAN_FILTERED are 0 for the recorded driver in a kind of traffic."""
+    return scene.human_zeros_log_replay if traffic == "non_reactive" else reactive_human(scene).zeros
 
 
 def score_v2(
@@ -236,14 +265,13 @@ def score_simulated_v2(
     if traffic == "non_reactive":
         raw = score_states_v2(states, surroundings, scene.history_states, scene.overlaps_at_start)
         reference_multiplier: FloatArray | float = scene.reference_multiplier
-        zeros = scene.human_zeros_log_replay
     else:
         raw, reference_multiplier = _score_reactively(scene, states, surroundings)
-        zeros = scene.human_zeros_idm
     best = np.maximum(raw.progress_m * raw.multiplier, scene.reference_progress * reference_multiplier)
     unfiltered = {name: getattr(raw, name) for name in HUMAN_FILTERED}
     filtered = unfiltered
     if human_penalty_filter != "false" and not scene.is_synthetic:
+        zeros = human_zeros_in(scene, traffic)
         filtered = {
             name: np.ones_like(value) if is_zero else value
             for (name, value), is_zero in zip(unfiltered.items(), zeros, strict=True)
@@ -299,8 +327,8 @@ def reactive_tracks(scene: ScoringSceneV2, states: FloatArray) -> TrackBoxes:
             f"scene {scene.token!r} was prepared without what reactive traffic needs: build it from logs and "
             "maps, or convert it with the maps at hand"
         )
-    if scene.traffic_error:
-        raise TrafficError(scene.traffic_error)
+    if error := reactive_human(scene).error:
+        raise TrafficError(error)
     return roll_out(scene, states)
 
 

@@ -36,7 +36,26 @@ def time_to_collision_within_bound(
     tracks: TrackBoxes,
     ignored: NDArray[np.bool_] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """Time-to-collision sub-score of each proposal.
+    """Time-to-collision sub-score of each proposal; arguments as of `time_to_collision_violations`.
+
+    Returns:
+      (P,) 1 or 0, and (P,) the index of the first state with a violation, inf without one.
+    """
+    violated, first = time_to_collision_violations(states, points, areas, tracks, ignored)
+    score = np.where(violated.any(axis=1), 0.0, 1.0)
+    states_of_contact = first // len(LOOK_AHEAD_STEPS)
+    first_index = np.where(violated, states_of_contact, np.inf).min(axis=1, initial=np.inf)
+    return score, first_index
+
+
+def time_to_collision_violations(
+    states: FloatArray,
+    points: FloatArray,
+    areas: EgoAreas,
+    tracks: TrackBoxes,
+    ignored: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which tracks each proposal would run into, driving straight on.
 
     Args:
       states: (P, S, 11) simulated states.
@@ -46,7 +65,7 @@ def time_to_collision_within_bound(
       ignored: (K,) tracks that never count.
 
     Returns:
-      (P,) 1 or 0, and (P,) the index of the first state with a violation, inf without one.
+      (P, K) violated, and (P, K) the first contact: state x 4 + position in LOOK_AHEAD_STEPS, -1 without one.
     """
     num_states = states.shape[1]
     if len(tracks.exists) < num_states + LOOK_AHEAD_STEPS[-1]:
@@ -55,21 +74,21 @@ def time_to_collision_within_bound(
             f"got {len(tracks.exists)}"
         )
     first = first_contacts(states, points, tracks, ignored, LOOK_AHEAD_STEPS, STOPPED_SPEED_MPS)
-    return _score(
+    violated = _violations(
         kernel_input(first, np.int64),
         kernel_input(states),
         kernel_input(areas.non_drivable | areas.multiple_lanes | areas.rear_axle_in_intersection, np.bool_),
         kernel_input(tracks.center),
         kernel_input(LOOK_AHEAD_STEPS, np.int64),
     )
+    return violated, first
 
 
 @njit(cache=True, nogil=True)
-def _score(first, states, is_beside_at_fault, center, looks_ahead):
+def _violations(first, states, is_beside_at_fault, center, looks_ahead):
     num_proposals, num_tracks = first.shape
     num_looks = looks_ahead.shape[0]
-    score = np.ones(num_proposals)
-    first_index = np.full(num_proposals, np.inf)
+    violated = np.zeros((num_proposals, num_tracks), dtype=np.bool_)
     for p in range(num_proposals):
         for k in range(num_tracks):
             if first[p, k] < 0:
@@ -77,7 +96,5 @@ def _score(first, states, is_beside_at_fault, center, looks_ahead):
             t = first[p, k] // num_looks
             time = t + looks_ahead[first[p, k] % num_looks]
             angle = relative_angle(states[p, t], center[time, k])
-            if angle < AHEAD_RAD or (is_beside_at_fault[p, t] and not angle > BEHIND_RAD):
-                score[p] = 0.0
-                first_index[p] = min(first_index[p], float(t))
-    return score, first_index
+            violated[p, k] = angle < AHEAD_RAD or (is_beside_at_fault[p, t] and not angle > BEHIND_RAD)
+    return violated

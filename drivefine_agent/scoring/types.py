@@ -167,12 +167,9 @@ class ScoringSceneV2(ScoringScene):
     """(L,) lane connector ids."""
     traffic: ReactiveTraffic | None = None
     """None in scenes that can be scored with non-reactive traffic only."""
-    traffic_error: str = ""
-    """Why reactive traffic fails for the recorded driver already; NAVSIM then always fails the scene."""
     human_zeros_log_replay: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(6, dtype=bool))
-    """(6,) sub-scores of HUMAN_FILTERED that are 0 for the human driver in non-reactive traffic."""
-    human_zeros_idm: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(6, dtype=bool))
-    """(6,) the same in reactive traffic."""
+    """(6,) sub-scores of HUMAN_FILTERED that are 0 for the human driver in non-reactive traffic; for the
+    other kind, see `scorer_v2.reactive_human`."""
 
 
 HUMAN_FILTERED = (

@@ -8,6 +8,10 @@ import numpy as np
 import shapely
 
 from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES, NUM_SIM_STATES
+from drivefine_agent.scoring.centerline import Path
+from drivefine_agent.scoring.forecast import forecast_tracks
+from drivefine_agent.scoring.observation import FrameTracks
+from drivefine_agent.scoring.pdm_closed import plan_pdm_closed
 from drivefine_agent.scoring.polygons import DrivablePolygons
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.scorer_v2 import score_v2
@@ -18,7 +22,7 @@ _Scene = TypeVar("_Scene", bound=ScoringScene)
 
 
 def warm_up() -> None:
-    """Scores a made-up scene under all rules, so that all kernels are compiled, or loaded from numba's cache.
+    """Plans and scores in a made-up scene, so that all kernels are compiled, or loaded from numba's cache.
 
     Takes about a minute where nothing has been compiled yet, and a second or two otherwise. Processes started
     afterwards find the cache on disk; forked ones have the kernels in memory.
@@ -26,13 +30,28 @@ def warm_up() -> None:
     poses = np.zeros((1, NUM_POSES, NUM_POSE_FIELDS))
     poses[0, :, 0] = np.arange(1.0, NUM_POSES + 1.0)
     resample_reference(np.zeros((51, NUM_POSE_FIELDS)), 0)
-    score_v1(_scene(ScoringScene, 51), poses)
-    scene = _scene(ScoringSceneV2, NUM_SIM_STATES)
+    score_v1(made_up_scene(ScoringScene, 51), poses)
+    scene = made_up_scene(ScoringSceneV2, NUM_SIM_STATES)
     score_v2(scene, poses)
     score_v2(scene, poses, traffic="reactive")
+    _plan()
 
 
-def _scene(kind: type[_Scene], num_samples: int) -> _Scene:
+def _plan() -> None:
+    """The reference planner behind a car."""
+    car = FrameTracks(
+        tokens=("car",),
+        types=np.zeros(1, dtype=np.int64),
+        poses=np.array([[20.0, 0.0, 0.0]]),
+        sizes=np.array([[4.0, 2.0]]),
+        velocities=np.array([[3.0, 0.0]]),
+    )
+    forecast = forecast_tracks(car, {}, np.zeros(2), shapely.box(-2.0, -1.0, 2.0, 1.0))
+    line = Path.from_poses(np.array([[-50.0, 0.0, 0.0], [100.0, 0.0, 0.0]]))
+    plan_pdm_closed(line, forecast, np.zeros(3), 2.0, None, lambda proposals: np.zeros(len(proposals)))
+
+
+def made_up_scene(kind: type[_Scene], num_samples: int) -> _Scene:
     """A straight road, two cars ahead in the ego's lane."""
     road = shapely.box(-50.0, -5.0, 100.0, 5.0)
     polygons = DrivablePolygons.from_shapely(
@@ -48,6 +67,11 @@ def _scene(kind: type[_Scene], num_samples: int) -> _Scene:
             "overlaps_at_start": np.zeros(2, dtype=bool),
             "exists_in_frame": np.ones(2, dtype=bool),
             "history_states": np.zeros((14, 11)),
+            "red_light_xy": shapely.get_coordinates(shapely.box(5.0, -5.0, 100.0, 5.0)),
+            "red_light_ring_offsets": np.array([0, 5]),
+            "red_light_part_offsets": np.array([0, 1]),
+            "red_light_on": np.ones((num_samples, 1), dtype=bool),
+            "red_light_ids": ("red",),
             "traffic": ReactiveTraffic(
                 vehicle_track=np.arange(2),
                 vehicle_poses=cars,

@@ -7,18 +7,16 @@ from scenes_by_hand import camera
 
 from drivefine_agent.data.types import Annotations
 from drivefine_agent.evaluation.camera_view import (
-    draw_paths,
     encode_jpeg,
     ground_height,
     project_to_image,
+    ribbon_outlines,
     widest_square_slope,
 )
-from drivefine_agent.evaluation.paths import DrawnPath
 
 
-def straight(length_m: float, **keys: bool) -> DrawnPath:
-    poses = np.column_stack([np.linspace(length_m / 8, length_m, 8), np.zeros(8), np.zeros(8)])
-    return DrawnPath("straight", "#0072B2", poses, **keys)
+def straight(length_m: float) -> np.ndarray:
+    return np.column_stack([np.linspace(0.0, length_m, 9), np.zeros(9)])
 
 
 def test_projection_agrees_with_opencv() -> None:
@@ -76,32 +74,32 @@ def test_road_height_is_where_vehicles_stand() -> None:
     assert ground_height(Annotations(boxes[2:3], names[2:3], boxes[2:3, :3], names[2:3], names[2:3])) == 0.0
 
 
-def test_the_path_is_painted_on_the_road_in_its_colour() -> None:
-    image = np.full((1080, 1920, 3), 200, dtype=np.uint8)
-    drawn = draw_paths(image, camera(), [straight(30.0, is_main=True)])
-    assert drawn.shape == (540, 960, 3)
-    (ahead,), _ = project_to_image(np.array([[15.0, 0.0, 0.0]]), camera())
-    column, row = np.round(ahead / 2).astype(int)
-    red, green, blue = (int(value) for value in drawn[row, column])
-    assert blue > green > red  # #0072B2
-    assert (drawn[:270] == 200).all()  # nothing above the horizon
-    assert (image == 200).all()
+def test_a_ribbon_is_as_wide_as_asked_for_where_it_lies() -> None:
+    """Its two rims 1 m left and right of the line, projected by themselves."""
+    (outline,) = ribbon_outlines(straight(30.0), 1.0, camera())
+    rims, _ = project_to_image(np.array([[30.0, 1.0, 0.0], [30.0, -1.0, 0.0]]), camera())
+    middle = len(outline) // 2  # the left rim forwards, the right one back
+    np.testing.assert_allclose(outline[[middle - 1, middle]], rims, atol=1e-6)
+    assert outline[:, 1].min() > 540  # nothing above the horizon
+    assert np.isfinite(outline).all()
 
 
-def test_a_standing_path_changes_nothing_and_raises_nothing() -> None:
-    image = np.full((1080, 1920, 3), 200, dtype=np.uint8)
-    poses = np.zeros((8, 3))
-    drawn = draw_paths(image, camera(), [DrawnPath("standing", "#0072B2", poses, is_main=True)])
-    assert (drawn == 200).all()
+def test_dashes_and_gaps_alternate_along_the_road() -> None:
+    """A dash of 2 m and a gap of 3 m, seen from 2.9 m on (1 m before the lens at 1.9 m): of the dashes that
+    start at 0, 5 ... 25 m all but the first."""
+    dashes = ribbon_outlines(straight(30.0), 0.2, camera(), dash_m=(2.0, 3.0))
+    assert len(dashes) == 5
+    (start,), _ = project_to_image(np.array([[5.0, 0.2, 0.0]]), camera())
+    assert abs(dashes[0][0, 1] - start[1]) < 40  # the points along a line are 0.35 m apart at most
 
 
-def test_a_path_that_leaves_the_picture_raises_nothing() -> None:
-    image = np.zeros((1080, 1920, 3), dtype=np.uint8)
-    poses = np.column_stack([np.linspace(2, 5, 8), np.linspace(5, 40, 8), np.full(8, 1.5)])
-    draw_paths(image, camera(), [DrawnPath("left", "#0072B2", poses), straight(-20.0, is_dashed=True)])
+def test_a_standing_path_and_one_behind_have_no_outline() -> None:
+    assert ribbon_outlines(np.zeros((9, 2)), 1.0, camera()) == []
+    assert ribbon_outlines(straight(-20.0), 1.0, camera()) == []
 
 
-def test_jpeg_is_a_jpeg() -> None:
-    image = np.full((32, 32, 3), (250, 10, 10), dtype=np.uint8)
-    decoded = cv2.imdecode(np.frombuffer(encode_jpeg(image), np.uint8), cv2.IMREAD_COLOR)
-    np.testing.assert_allclose(decoded[16, 16], (10, 10, 250), atol=8)  # OpenCV's order is BGR
+def test_jpeg_is_a_jpeg_of_the_width_asked_for() -> None:
+    image = np.full((32, 64, 3), (250, 10, 10), dtype=np.uint8)
+    decoded = cv2.imdecode(np.frombuffer(encode_jpeg(image, 32), np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (16, 32, 3)
+    np.testing.assert_allclose(decoded[8, 16], (10, 10, 250), atol=8)  # OpenCV's order is BGR

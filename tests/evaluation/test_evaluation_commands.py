@@ -22,11 +22,14 @@ from drivefine_agent.data.maps import load_map
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
 from drivefine_agent.evaluation.job import EvaluationFiles, EvaluationSettings, run_evaluation
-from drivefine_agent.evaluation.outcomes import FINAL, read_predictions
+from drivefine_agent.evaluation.outcomes import FINAL, privileged_of, read_predictions
 from drivefine_agent.evaluation.results_csv import METRICS_V1, read_csv
+from drivefine_agent.evaluation.submission_job import read_prediction_files
 from drivefine_agent.provenance import as_record, training_data, write_card
 from drivefine_agent.scoring.build import build_scoring_scene
 from drivefine_agent.scoring.cache import SceneCacheWriter
+from drivefine_agent.training.config import ModelChoice
+from drivefine_agent.training.model_choice import build_planner
 
 ROOT = Path(__file__).parents[2]
 PLANNERS = {"constant_velocity": ConstantVelocity, "human": Human, "pdm_closed": PDMClosed}
@@ -275,6 +278,70 @@ def evaluate_tool() -> ModuleType:
     return module
 
 
+def test_an_oracle_is_marked_in_every_output(
+    navsim_mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Summary, what is printed, predictions, a second scoring of them, a submission, a comparison."""
+    planner = build_planner(ModelChoice("debug", {"spatial_step_m": 0.125, "spatial_min_m": -2.0}), seed=0)
+    planner.save_pretrained(tmp_path / "model")
+    data = [
+        "train_test_split=synth_one_stage",
+        f"dataset_root={navsim_mini}",
+        "max_scenes=3",
+        "progress=false",
+    ]
+    best_of_n = [f"agent.checkpoint_path={tmp_path / 'model'}", "agent.num_samples=3", "agent.device=cpu"]
+    files = {}
+    for selection in ("first", "oracle"):
+        folder = f"output_dir={tmp_path / selection}"
+        agent = ["agent=drivefine_best_of_n", *best_of_n, f"agent.selection={selection}", folder]
+        files[selection] = evaluated([*agent, *data])
+        evaluate_tool().print_results("best_of_n", files[selection], False)
+    first, oracle = (read_csv(files[selection].results)["score"] for selection in ("first", "oracle"))
+    assert (oracle >= first).all()
+    summaries = {name: json.loads(done.summary.read_text()) for name, done in files.items()}
+    assert summaries["oracle"]["agent_name"] == "drivefine_best_of_3_oracle"
+    assert summaries["oracle"]["privileged"] == "picked by the true score"
+    assert summaries["first"]["privileged"] == ""
+    assert summaries["first"]["planning"]["num_timed"] == 3
+    assert 0.0 < summaries["first"]["planning"]["median_ms"] < 60_000
+    printed = capsys.readouterr().out
+    assert printed.count("PRIVILEGED   picked by the true score") == 1
+    assert printed.count("ms per scene") == 2
+
+    predictions = files["oracle"].predictions
+    assert privileged_of(predictions) == "picked by the true score"
+    assert privileged_of(files["first"].predictions) == ""
+    again = evaluated([f"predictions={predictions}", "agent=none", f"output_dir={tmp_path / 'again'}", *data])
+    assert json.loads(again.summary.read_text())["privileged"] == "picked by the true score"
+    assert again.results.read_bytes() == files["oracle"].results.read_bytes()
+    with pytest.raises(DataError, match="sees the past only"):
+        read_prediction_files([predictions])
+    assert len(read_prediction_files([files["first"].predictions])[0]) == 3
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "tools" / "compare.py",
+            f"one={tmp_path / 'first'}",
+            f"best={tmp_path / 'oracle'}",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert "best (privileged)" in done.stdout
+    assert "best is privileged (picked by the true score): a bound" in done.stdout
+    assert "one (privileged)" not in done.stdout
+
+
+def evaluated(overrides: list[str]) -> EvaluationFiles:
+    """What tools/evaluate.py does with these overrides."""
+    with initialize_config_dir(str(ROOT / "navsim_configs"), version_base="1.3"):
+        return evaluate_tool().evaluate(compose("evaluate", overrides=overrides))
+
+
 def command(script: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for name in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT", "NAVSIM_EXP_ROOT", "NAVSIM_DEVKIT_ROOT"):
@@ -294,12 +361,14 @@ def test_commands_evaluate_and_report(navsim_mini: Path, tmp_path: Path) -> None
         assert f"{agent}: 14 of 14 scenes valid" in done.stdout
         assert str(tmp_path / agent / "results.csv") in done.stdout
     runs = f"runs={{human: {tmp_path / 'human'}, cv: {tmp_path / 'constant_velocity'}}}"
-    done = command("make_report.py", runs, *data, f"output={tmp_path / 'report.html'}")
+    (tmp_path / "metrics.jsonl").write_text('{"group": "rl", "step": 1, "generated/score": 0.5}\n')
+    training = f"training={{hybrid: {tmp_path}}}"
+    done = command("report.py", runs, training, *data, f"output={tmp_path / 'report.html'}")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "report.html").read_text()
-    assert text.count("<article") == 12
-    assert text.count("data:image/jpeg") == text.count("data:image/png") == 12
-    assert len(text) < 10_000_000
+    assert len(re.findall(r'<script type="application/json" id="scene-\d+">', text)) == 14
+    assert "PDM score of rollouts" in text
+    assert len(text) < 5_000_000
 
 
 @pytest.mark.parametrize(
@@ -346,7 +415,7 @@ def test_the_command_answers_in_one_line_without_a_traceback(navsim_mini: Path, 
 
 def test_a_report_of_a_folder_without_results_says_so(navsim_mini: Path, tmp_path: Path) -> None:
     done = command(
-        "make_report.py",
+        "report.py",
         f"runs={{x: {tmp_path}}}",
         "train_test_split=synth_one_stage",
         f"dataset_root={navsim_mini}",

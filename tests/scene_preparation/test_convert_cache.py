@@ -276,8 +276,8 @@ def _changed(scene: ScoringScene, name: str) -> ScoringScene:
 ARRAYS = [
     field.name
     for field in fields(ScoringSceneV2)
-    if not field.name.endswith(("offsets", "ids", "tokens", "_name", "_type", "_kind", "_us", "_idm"))
-    and field.name not in ("token", "traffic", "traffic_error", "is_synthetic")
+    if not field.name.endswith(("offsets", "ids", "tokens", "_name", "_type", "_kind", "_us"))
+    and field.name not in ("token", "traffic", "is_synthetic")
 ]
 
 

@@ -199,12 +199,12 @@ def test_another_version_is_named(folder: Path) -> None:
     struct.pack_into("<I", data, 8, 99)
     struct.pack_into("<I", data, 44, zlib.crc32(bytes(data[:44])))
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match="version 99, this program reads version 2"):
+    with pytest.raises(DataError, match="version 99, this program reads version 3"):
         SceneCache(folder)
     # The first version had a manifest with its number, and shards.
     manifest = {"format": "drivefine-scene-cache", "version": 1, "rules": "navsim_v1", "shards": []}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"version 1, .*version 2: .*build the cache again into another"):
+    with pytest.raises(DataError, match=r"version 1, .*version 3: .*build the cache again into another"):
         SceneCache(folder)
 
 
@@ -227,7 +227,7 @@ def test_a_folder_without_a_manifest_is_no_cache(tmp_path: Path, folder: Path) -
     [
         ("{", "manifest of the scene cache is damaged"),
         ('{"a": 1}', "not the manifest of a scene cache"),
-        ('{"format": "drivefine-scene-cache", "version": 0}', "version 0, .* version 2"),
+        ('{"format": "drivefine-scene-cache", "version": 0}', "version 0, .* version 3"),
     ],
     ids=["damaged", "foreign", "old"],
 )

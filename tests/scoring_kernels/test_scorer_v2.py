@@ -25,20 +25,22 @@ from kernel_toy_world import (
 )
 
 from drivefine_agent.data.types import Frame, SceneWindow
-from drivefine_agent.errors import SceneError, TrajectoryError
+from drivefine_agent.errors import SceneError, TrafficError, TrajectoryError
 from drivefine_agent.scoring.aggregate_v2 import relative_progress, weighted_average
 from drivefine_agent.scoring.build_v2 import history_states, judge_reference_and_human
 from drivefine_agent.scoring.comfort import history_comfort
 from drivefine_agent.scoring.drivable_map import polygon_arrays
+from drivefine_agent.scoring.footprint import footprint_points
 from drivefine_agent.scoring.lane_keeping import lane_keeping
 from drivefine_agent.scoring.scorer_v2 import (
     SurroundingsV2,
+    reactive_human,
     score_states_v2,
     score_v2,
     score_v2_rows,
 )
 from drivefine_agent.scoring.traffic_lights import RedLights, traffic_light_compliance
-from drivefine_agent.scoring.types import PolygonKind, ScoringSceneV2
+from drivefine_agent.scoring.types import PolygonKind, ReactiveTraffic, ScoringSceneV2
 
 INTERSECTION = Area(strip(-20, 20), PolygonKind.INTERSECTION)
 
@@ -162,6 +164,31 @@ def test_lights_of_many_proposals_do_not_mix():
     lights = _light(20.0, np.ones(41))
     assert traffic_light_compliance(corners, lights).tolist() == [0.0, 1.0, 1.0]
     assert traffic_light_compliance(corners[:0], lights).tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lights_of_any_shape_are_touched_where_geos_says_so(seed):
+    """Rings, strips and polygons that cross themselves; the first touches a box in a corner, give or take."""
+    rng = np.random.default_rng(seed)
+    states = np.zeros((40, 41, 3))
+    states[..., 2] = rng.uniform(-3, 3, (40, 1)) + rng.normal(0.0, 0.02, (40, 1)) * np.arange(41)
+    steps = rng.uniform(0.0, 0.8, (40, 1, 1)) * np.stack([np.cos(states[..., 2]), np.sin(states[..., 2])], -1)
+    states[..., :2] = np.array([6.6e5, 3.9e6]) + rng.normal(0.0, 15.0, (40, 1, 2)) + np.cumsum(steps, axis=1)
+    corners = footprint_points(states)[:, :, :4]
+    front_left, rear_left = corners[rng.integers(40), rng.integers(41), :2]
+    along = (front_left - rear_left) / np.linalg.norm(front_left - rear_left)
+    left = np.array([-along[1], along[0]])
+    gap = rng.choice([0.0, 1e-9, -1e-9, 1e-7, -1e-7, 1e-4, -1e-4])
+    polygons = [
+        shapely.Polygon(front_left + gap * left + np.array([0 * left, 3 * left - along, 3 * left + along])),
+        shapely.Point(states[0, 20, :2]).buffer(6.0).difference(shapely.Point(states[0, 20, :2]).buffer(4.0)),
+        shapely.LineString(states[1, ::10, :2] + rng.normal(0.0, 2.0, (5, 2))).buffer(1.7),
+        shapely.Polygon(states[2, 20, :2] + rng.normal(0.0, 6.0, (7, 2))),
+    ]
+    lights = RedLights(np.array(polygons, dtype=object), rng.random((41, 4)) < rng.choice([0.1, 1.0]))
+    touches = shapely.intersects(shapely.polygons(corners)[..., None], lights.polygons) & lights.is_red
+    expected = np.where(touches.any(axis=(1, 2)), 0.0, 1.0)
+    np.testing.assert_array_equal(traffic_light_compliance(corners, lights), expected)
 
 
 def _keeping(offsets, in_intersection=None):
@@ -343,6 +370,57 @@ def test_half_a_fault_of_the_driver_forgives_nothing_and_second_stages_are_not_f
     assert score_v2(scene, straight_poses(5.0)[None]).no_at_fault_collisions[0] == 0.5
     scene = make_scene(human=OFF_ROAD, is_synthetic=True)
     assert score_v2(scene, OFF_ROAD[None]).drivable_area_compliance[0] == 0.0
+
+
+def _one_car_that_reacts(speed: float) -> ReactiveTraffic:
+    """The first track, at x = 20 m on a lane along the x axis, with a target speed of 10 m/s."""
+    return ReactiveTraffic(
+        vehicle_track=np.arange(1),
+        vehicle_poses=np.array([[20.0, 0.0, 0.0]]),
+        vehicle_sizes=np.array([[4.0, 2.0]]),
+        vehicle_speed=np.array([speed]),
+        may_freeze=np.zeros(1, dtype=bool),
+        agent_vehicle=np.arange(1),
+        agent_poses=np.array([[20.0, 0.0, 0.0]]),
+        agent_progress=np.array([70.0]),
+        agent_target_speed=np.array([10.0]),
+        path_xy=np.array([[-50.0, 0.0], [20.0, 0.0], [150.0, 0.0]]),
+        path_heading=np.zeros(3),
+        path_progress=np.array([0.0, 70.0, 200.0]),
+        path_offsets=np.array([0, 3]),
+    )
+
+
+STANDING_CAR = [Track(lambda _t: (20.0, 0.0), length=4.0, width=2.0, is_stopped=True)]
+
+
+def test_the_driver_is_forgiven_by_the_traffic_that_is_scored_in():
+    """At 5 m/s into a car that stands in the record, and that, simulated, drives off as fast."""
+    scene = make_scene(tracks=STANDING_CAR, traffic=_one_car_that_reacts(5.0), track_tokens=("car",))
+    assert scene.human_zeros_log_replay[0]
+    assert not reactive_human(scene).zeros.any()
+    assert reactive_human(scene) is reactive_human(scene)
+    poses = straight_poses(5.0)[None]
+    assert score_v2(scene, poses).no_at_fault_collisions[0] == 1.0  # forgiven
+    too_fast = straight_poses(12.0)[None]
+    assert score_v2(scene, too_fast, traffic="reactive").no_at_fault_collisions[0] == 0.0
+    off_road = make_scene(human=OFF_ROAD, tracks=STANDING_CAR, traffic=_one_car_that_reacts(5.0))
+    assert reactive_human(off_road).zeros[1]
+    assert score_v2(off_road, OFF_ROAD[None], traffic="reactive").drivable_area_compliance[0] == 1.0
+
+
+def test_traffic_that_fails_for_the_driver_fails_for_everybody():
+    scene = make_scene(tracks=STANDING_CAR, traffic=_one_car_that_reacts(np.nan), track_tokens=("car",))
+    poses = straight_poses(1.0)[None]
+    assert "no velocity" in reactive_human(scene).error
+    for _ in range(2):
+        with pytest.raises(TrafficError, match="'toy': the vehicle 'car' has no velocity"):
+            score_v2(scene, poses, traffic="reactive")
+    assert score_v2(scene, poses).no_at_fault_collisions[0] == 1.0
+    second_stage = make_scene(
+        is_synthetic=True, human=np.full((8, 3), np.nan), traffic=_one_car_that_reacts(5.0)
+    )
+    assert not reactive_human(second_stage).zeros.any()
 
 
 # -------------------------------------------------------------------------------- borders

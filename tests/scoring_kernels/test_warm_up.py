@@ -8,16 +8,21 @@ from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.scenes import SceneFilter, future_poses, load_scenes
 from drivefine_agent.scoring import (
     areas,
+    centerline,
     comfort,
     contacts,
     driving_direction,
     footprint,
     lane_keeping,
+    nuplan_boxes,
+    pdm_closed,
+    pdm_corridor,
     point_location,
     progress,
     reactive_paths,
     simulate,
     time_to_collision,
+    traffic_lights,
     trajectory,
 )
 from drivefine_agent.scoring.build import build_scoring_scene
@@ -28,16 +33,21 @@ from drivefine_agent.scoring.warm_up import warm_up
 
 MODULES = (
     areas,
+    centerline,
     comfort,
     contacts,
     driving_direction,
     footprint,
     lane_keeping,
+    nuplan_boxes,
+    pdm_closed,
+    pdm_corridor,
     point_location,
     progress,
     reactive_paths,
     simulate,
     time_to_collision,
+    traffic_lights,
     trajectory,
 )
 
