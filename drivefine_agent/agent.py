@@ -190,6 +190,8 @@ class DriveFineAgent(AbstractAgent):
         self._blank_image = blank_image
         self._strict = strict
         self._seed = seed
+        if decoder != "masked" and selection == SCORER:
+            raise ValueError(f"selection={SCORER} reads answers as DriveFine's experts do, got {decoder=}")
         if decoder not in ("masked", "autoregressive") or (decoder != "masked" and refine):
             raise ValueError(
                 "decoder must be masked, or autoregressive with refine=false (it has no refinement expert), "

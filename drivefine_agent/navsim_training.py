@@ -78,7 +78,7 @@ class NavsimTraining:
         """
         if objective not in _PARTS:
             raise ValueError(f"objective must be one of {', '.join(_PARTS)}, got {objective!r}")
-        if objective == "refiner" and planner.model.config.n_refine == 0:
+        if objective == "refiner" and not planner.model.config.has_refiner:
             raise ValueError("objective=refiner needs a refinement expert, but this model has n_refine=0")
         self.planner = planner
         self.objective = objective

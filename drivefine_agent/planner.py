@@ -110,7 +110,7 @@ def plan_tokens(
         context = model.encode_context(tiles, context_ids, context_lengths, visual)
         trace = generate(model, context, predict_ids, options, generator, step)
         refined = None
-        if options.refine and model.config.n_refine > 0:
+        if options.refine and model.config.has_refiner:
             logits = refiner_logits(model, context, refine_ids, trace.actions, step)
             refined = read_out(logits, options, generator)
         final = trace.actions if refined is None else refined
@@ -153,6 +153,8 @@ def refiner_logits(
     step: AnswerStep | None = None,
 ) -> AnswerLogits:
     """The refinement expert's 24 distributions for each complete answer (B, N, L), in one step."""
+    if model.mlp_refiner is not None:
+        return model.mlp_refined_logits(anchors)
     prompt = model.append_instruction(context, refine_ids, expert="refinement")
     logits = (step or model.answer_logits)(prompt, anchors)
     assert isinstance(logits, AnswerLogits), "the refinement expert answers in all slots"

@@ -357,7 +357,7 @@ def begin_run(
         torch.set_num_threads(config.run.num_threads)
     parent = model_folder(Path(config.checkpoint_path))
     planner = Planner.from_pretrained(parent, DecodingOptions())
-    if "refiner" in config.optimizers and planner.model.config.n_refine == 0:
+    if "refiner" in config.optimizers and not planner.model.config.has_refiner:
         raise DataError(f"the model in {parent} has no refinement expert (n_refine = 0) to train")
     if planner.model.config.decoder_type not in decoders:
         raise DataError(

@@ -108,7 +108,7 @@ def train(config: TrainSFTConfig) -> Validation | None:
     if config.generator.num_epochs > 0:
         train_generator(config, planner, instructions, sources, held_out, metrics, card, cache)
     validation = None
-    if config.refiner.num_epochs > 0 and planner.model.config.n_refine > 0:
+    if config.refiner.num_epochs > 0 and planner.model.config.has_refiner:
         validation = train_refiner(config, planner, instructions, sources, held_out, metrics, card, cache)
     write_card(output / "model", card)  # first: there is never a model without it
     planner.save_pretrained(output / "model")

@@ -63,6 +63,8 @@ class DriveFineConfig(PreTrainedConfig):
         `diffusion_head`, poses in metres by a small diffusion transformer that reads the prompt's last
         hidden states. Baselines have no refinement expert.
       head_width, head_blocks, head_heads: size of that transformer.
+      mlp_refiner_width: of a refiner that reads the answer's 24 embeddings alone, without prompt and
+        attention, in place of the refinement expert's blocks (n_refine = 0); a control. 0: none.
     """
 
     model_type = "drivefine"
@@ -99,6 +101,7 @@ class DriveFineConfig(PreTrainedConfig):
         head_width: int = 384,
         head_blocks: int = 16,
         head_heads: int = 8,
+        mlp_refiner_width: int = 0,
         **kwargs: Any,
     ) -> None:
         self.text_config = (
@@ -136,6 +139,7 @@ class DriveFineConfig(PreTrainedConfig):
         self.head_width = head_width
         self.head_blocks = head_blocks
         self.head_heads = head_heads
+        self.mlp_refiner_width = mlp_refiner_width
         super().__init__(**kwargs)
         self._check()
 
@@ -162,6 +166,13 @@ class DriveFineConfig(PreTrainedConfig):
                 f"decoder_type {self.decoder_type!r} has no refinement expert: n_refine must be 0, "
                 f"got {self.n_refine}"
             )
+        if self.mlp_refiner_width < 0 or (
+            self.mlp_refiner_width > 0 and (self.n_refine > 0 or self.decoder_type != "masked")
+        ):
+            raise ValueError(
+                "mlp_refiner_width must not be negative, and is for masked decoding with n_refine = 0, got "
+                f"{self.mlp_refiner_width} with decoder_type {self.decoder_type!r}, n_refine {self.n_refine}"
+            )
         if self.decoder_type == "autoregressive" and not self.slot_restricted:
             raise ValueError("decoder_type 'autoregressive' writes actions only: set slot_restricted")
         if self.head_width % self.head_heads != 0 or self.head_blocks < 2:
@@ -185,6 +196,11 @@ class DriveFineConfig(PreTrainedConfig):
     def action_std(self) -> float:
         """Spread of new action rows that have no pretrained rows beside them."""
         return self.action_embedding_std or float(self.text_config.initializer_range)
+
+    @property
+    def has_refiner(self) -> bool:
+        """Whether complete answers can be refined."""
+        return self.n_refine > 0 or self.mlp_refiner_width > 0
 
     @property
     def num_shared_blocks(self) -> int:

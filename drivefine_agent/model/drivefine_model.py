@@ -31,6 +31,7 @@ from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
 from drivefine_agent.model.config import DriveFineConfig, Expert
 from drivefine_agent.model.heads import ActionTable, Embeddings, Heads, OrdinalActionTable
 from drivefine_agent.model.initialisation import ordinal_rows
+from drivefine_agent.model.mlp_refiner import MLPRefiner
 from drivefine_agent.model.perception_head import PerceptionHead
 from drivefine_agent.model.pose_head import PoseHead, PromptStates
 from drivefine_agent.model.vision import VisionEncoder, VisualProjector
@@ -58,6 +59,7 @@ class DriveFineModel(PreTrainedModel):
         self.heads = Heads(config)
         self.perception = PerceptionHead(config) if config.perception_rows > 0 else None
         self.pose_head = PoseHead(config) if config.decoder_type == "diffusion_head" else None
+        self.mlp_refiner = MLPRefiner(config) if config.mlp_refiner_width > 0 else None
         self.post_init()
         self.backbone.copy_generation_to_refinement()
         self._freeze_idle_parameters()
@@ -198,20 +200,10 @@ class DriveFineModel(PreTrainedModel):
         """
         context = self.embed_context(context_ids, visual)
         instruction = self.embeddings(instruction_ids).expand(len(context), -1, -1)
-        device, num_context = context.device, context.shape[1]
-        lengths = torch.full((len(context), 1), num_context, device=device)
-        if context_lengths is not None:
-            lengths = context_lengths[:, None] + num_context - context_ids.shape[1]
-        places = torch.arange(num_context, device=device)[None]
-        instruction_places = lengths + torch.arange(instruction.shape[1], device=device)
-        is_context = places < lengths
-        segments = torch.cat([torch.where(is_context, 0, -1), torch.ones_like(instruction_places)], dim=1)
-        hidden = self.backbone.one_pass(
-            torch.cat([context, instruction], dim=1),
-            torch.cat([places.expand(len(context), -1), instruction_places], dim=1),
-            segment_mask(segments, torch.zeros_like(segments)),
-        )
-        return PromptStates(hidden, None if context_lengths is None else segments >= 0)
+        lengths = context_lengths
+        if lengths is not None:
+            lengths = lengths + context.shape[1] - context_ids.shape[1]
+        return PromptStates(*self.backbone.prompt_states(context, instruction, lengths))
 
     def predict_noise(self, prompt: PromptStates, noisy: Tensor, times: Tensor, status: Tensor) -> Tensor:
         """(B, N, 8, 3) the noise in trajectories, by the diffusion head; arguments as of `PoseHead`.
@@ -299,6 +291,18 @@ class DriveFineModel(PreTrainedModel):
     def train_text_head(self) -> None:
         """Lets the text head learn too: for training on answers in words, where it is not idle."""
         self.heads.lm_head.requires_grad_(True)
+
+    def mlp_refined_logits(self, anchors: Tensor) -> AnswerLogits:
+        """What the MLP refiner makes of complete answers (B, R, L); nothing but itself gets a gradient.
+
+        Raises:
+          ValueError: the model has none.
+        """
+        if self.mlp_refiner is None:
+            raise ValueError("this model has no MLP refiner: set mlp_refiner_width")
+        with torch.no_grad():
+            embedded = self.embeddings.answer(anchors)
+        return self.logits_of(self.mlp_refiner(embedded), "refinement")
 
     @staticmethod
     def _scored(hidden: Tensor, scored_row: Tensor | None) -> Tensor:
@@ -388,7 +392,8 @@ class DriveFineModel(PreTrainedModel):
         Args:
           part: `vision` (tower), `projector`, `perception` (the auxiliary head; may be empty), `language`
             (text embeddings and head, shared and generation blocks, norm), `action` (both action tables),
-            `refinement` (the refinement expert's blocks), `pose_head` (the diffusion head; may be empty).
+            `refinement` (the refinement expert's blocks, or the MLP refiner), `pose_head` (the diffusion
+            head; may be empty).
 
         Raises:
           ValueError: for an unknown part.
@@ -406,7 +411,7 @@ class DriveFineModel(PreTrainedModel):
                 "heads.lm_head.",
             ),
             "action": ("embeddings.action_embed.", "heads.action_head."),
-            "refinement": ("backbone.refine_layers.",),
+            "refinement": ("backbone.refine_layers.", "mlp_refiner."),
             "pose_head": ("pose_head.",),
         }
         if part not in prefixes:

@@ -15,7 +15,10 @@ from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.seeds import derived_seed
 
+_REFINER_SIZES = {"n_refine", "mlp_refiner_width"}
 _HEAD_SIZES = {"head_width", "head_blocks", "head_heads"}
+
+_NEW_PARTS = ("backbone.refine_layers.", "mlp_refiner.", "pose_head.")
 
 
 def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "cpu") -> Planner:
@@ -27,7 +30,7 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
     """
     if choice.init_from is not None:
         is_new_head = choice.decoder == "diffusion_head"
-        if set(choice.overrides) - {"n_refine"} - (_HEAD_SIZES if is_new_head else set()):
+        if set(choice.overrides) - _REFINER_SIZES - (_HEAD_SIZES if is_new_head else set()):
             raise ValueError(
                 "a checkpoint fixes the model's shape: with model.init_from, model.overrides can name "
                 f"n_refine only, got {sorted(choice.overrides)}, and the head's size with "
@@ -63,13 +66,11 @@ def with_new_parts(model: DriveFineModel, changes: Mapping[str, Any]) -> DriveFi
 
     Args:
       model: stays as it is.
-      changes: n_refine, decoder_type, or the head's size in `DriveFineConfig`.
+      changes: n_refine, mlp_refiner_width, decoder_type, or the head's size in `DriveFineConfig`.
     """
     made = DriveFineModel(DriveFineConfig.from_dict(model.config.to_dict() | dict(changes)))
     kept, new = model.state_dict(), made.state_dict()
-    made.load_state_dict(
-        {n: new[n] if n.startswith(("backbone.refine_layers.", "pose_head.")) else kept[n] for n in new}
-    )
+    made.load_state_dict({n: new[n] if n.startswith(_NEW_PARTS) else kept[n] for n in new})
     made.backbone.copy_generation_to_refinement()
     torch.nn.Module.to(made, device=model.device, dtype=model.dtype)
     return made.eval()

@@ -33,6 +33,7 @@ from drivefine_agent.diffusion.masking import (
 )
 from drivefine_agent.model.backbone.cache import ContextCache
 from drivefine_agent.model.drivefine_model import DriveFineModel
+from drivefine_agent.planner import refiner_logits
 from drivefine_agent.prompt import PromptBuilder
 from drivefine_agent.tokenizer import ActionTokenizer
 from drivefine_agent.training.config import GeneratorConfig, RefinerConfig
@@ -339,7 +340,7 @@ def refiner_loss(
     """Cross-entropy of the refinement expert on all 24 slots, given spoilt demonstrations (`corruptions`).
 
     Own samples are decoded here, by the generation expert as it is, over the same encoded context that the
-    refiner reads. The gradient reaches the refinement blocks and nothing else.
+    refiner reads. The gradient reaches the refinement blocks (or the MLP refiner) and nothing else.
 
     Args:
       model: the model.
@@ -356,8 +357,7 @@ def refiner_loss(
     rows = spoilt_answers(model, batch, context, instructions.predict, tokenizer, config, generator).to(
         device
     )
-    prompt = model.append_instruction(context, instructions.refine, expert="refinement")
-    logits = model.answer_logits(prompt, rows)
+    logits = refiner_logits(model, context, instructions.refine, rows)
     return answer_cross_entropy(
         logits, batch.actions[:, None], label_smoothing_bins=config.label_smoothing_bins
     )

@@ -20,6 +20,7 @@ from drivefine_agent.diffusion.continuous import (
     sample_chain,
     signal_shares,
 )
+from drivefine_agent.model.backbone.block_moe import segment_mask
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.pose_head import PromptStates
@@ -111,6 +112,28 @@ def test_log_densities_of_a_chain_against_torch_distributions() -> None:
     assert std == 0.0  # the last step is certain, but for min_std
     last = (chain[:, :, 5] - mean).abs()
     assert 0.0 < last.max() < 0.04 * 5.01
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([11, 7, 9])])
+def test_the_prompts_states_equal_one_pass_under_one_mask(lengths: torch.Tensor | None) -> None:
+    model = head_model()
+    tiles, context_ids, instruction_ids, _ = make_inputs(model)
+    with torch.no_grad():
+        states = states_of(model, lengths)
+        context = model.embed_context(context_ids, model.encode_images(tiles))  # two more: visual tokens
+        instruction = model.embeddings(instruction_ids).expand(3, -1, -1)
+        places = torch.arange(13).expand(3, -1)
+        ends = torch.full((3, 1), 13) if lengths is None else lengths[:, None] + 2
+        segments = torch.cat([torch.where(places < ends, 0, -1), torch.ones(3, 5, dtype=torch.long)], dim=1)
+        wanted = model.backbone.one_pass(
+            torch.cat([context, instruction], dim=1),
+            torch.cat([places, ends + torch.arange(5)], dim=1),
+            segment_mask(segments, torch.zeros_like(segments)),
+        )
+    assert (states.key_mask is None) == (lengths is None)
+    seen = segments >= 0 if states.key_mask is None else states.key_mask
+    assert torch.equal(seen, segments >= 0)
+    torch.testing.assert_close(states.hidden[seen], wanted[seen], rtol=0, atol=1e-10)
 
 
 def test_padded_prompts_and_more_samples_change_nothing() -> None:

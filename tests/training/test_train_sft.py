@@ -305,3 +305,31 @@ def test_a_head_can_be_trained_over_a_frozen_language_model(
 
     with pytest.raises(ValueError, match="leaves only a diffusion head to train"):
         from_mapping(TrainSFTConfig, settings | {"model": {"preset": "debug", "decoder": "autoregressive"}})
+
+
+def test_an_mlp_refiner_is_trained_over_a_finished_generator(
+    script: ModuleType, debug_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The control: it reads the answer alone, whatever image and prompt are."""
+    masked = build_planner(from_mapping(TrainSFTConfig, debug_settings).model, seed=0)
+    masked.save_pretrained(tmp_path / "masked")
+    settings = debug_settings | {
+        "model": {
+            "init_from": str(tmp_path / "masked"), "overrides": {"n_refine": 0, "mlp_refiner_width": 8},
+        },
+        "perception": {"num_epochs": 0},
+        "generator": {"num_epochs": 0},
+    }  # fmt: skip
+    config = from_mapping(TrainSFTConfig, settings)
+    validation = script.train(config)
+    assert validation.refined_displacement_m is not None
+    model = Planner.from_pretrained(Path(config.output_dir) / "model").model
+    before, after = masked.model.state_dict(), model.state_dict()
+    new = {name for name in after if name not in before}
+    assert {name.split(".")[0] for name in new} == {"mlp_refiner"}
+    assert all(torch.equal(before[name], after[name]) for name in after.keys() - new)
+    logits = model.mlp_refined_logits(torch.full((1, 2, 24), 3))
+    logits.spatial.sum().backward()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {
+        "mlp_refiner"
+    }

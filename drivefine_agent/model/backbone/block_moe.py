@@ -153,6 +153,35 @@ class BlockMoE(nn.Module):
         key_mask = None if visible is None else visible[:, 0, 0]
         return PromptCache(expert, tuple(blocks), key_mask, context.next_positions + embeddings.shape[1])
 
+    def prompt_states(
+        self, context: Tensor, instruction: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Final hidden states of the prompt itself in the generation expert's path, for heads that read it.
+
+        Args:
+          context: (B, P0, D) embeddings of segment 0, right-padded where lengths differ.
+          instruction: (B, P1, D) embeddings of segment 1.
+          lengths: (B,) true lengths of the contexts, None when nothing is padded.
+
+        Returns:
+          (B, P0 + P1, D), normed, and (B, P0 + P1) True where they are not padding, None: nowhere.
+        """
+        places = torch.arange(context.shape[1], device=context.device)[None]
+        following = torch.arange(instruction.shape[1], device=context.device)
+        starts = context.shape[1] if lengths is None else lengths[:, None]
+        rotary = rotary_tables(places, self.config)
+        instruction_rotary = rotary_tables(starts + following[None], self.config)
+        key_mask = None if lengths is None else places < lengths[:, None]
+        visible = _prefix_mask(key_mask, instruction.shape[1])
+        own_visible = None if key_mask is None else key_mask[:, None, None]
+        mask = kernel_mask(own_visible, context.shape[1], self.attention)
+        instruction_mask = kernel_mask(visible, instruction.shape[1], self.attention)
+        for block in self.layers:
+            context, prefix = self._run(block, context, rotary, None, mask)
+            instruction, _ = self._run(block, instruction, instruction_rotary, prefix, instruction_mask)
+        hidden = self.norm(torch.cat([context, instruction], dim=1))
+        return hidden, None if visible is None else visible[:, 0, 0]
+
     def answer(self, prompt: PromptCache, embeddings: Tensor, causal: bool = False) -> Tensor:
         """Final hidden states of answer rows, each of which sees the prompt and itself.
 
