@@ -151,7 +151,8 @@ def failures_section(report: Report) -> str:
     multiplied = [rule for rule in rules if is_multiplied(rule, report.benchmark)]
     rest = [rule for rule in rules if rule not in multiplied]
     largest = max([1, *(int((main.table[rule] < 1.0).sum()) for rule in rules)])
-    head = "".join(f'<th scope="col">{escape(entry.name)}</th>' for entry in entries[1:])
+    heads = (escape(entry.name).replace("_", "_<wbr>") for entry in entries[1:])
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     width = len(entries) + 1
     rows = [f'<tr class="kind"><th colspan="{width}">scenes that could not be scored</th></tr>']
     failed = [~entry.table["valid"] for entry in entries]

@@ -168,10 +168,11 @@ def explain_v2(
         ),
     ]
     scores = {name: float(getattr(result, name)[0]) for name in result.names()}
-    reasons = [
-        replace(reason, is_lifted=reason.rule in HUMAN_FILTERED and scores[reason.rule] > reason.value)
-        for reason in reasons
-    ]
+    lifted: list[str] = []
+    if human_penalty_filter != "false" and not scene.is_synthetic:
+        zeros = scene.human_zeros_log_replay if traffic == "non_reactive" else scene.human_zeros_idm
+        lifted = [name for name, is_zero in zip(HUMAN_FILTERED, zeros, strict=True) if is_zero]
+    reasons = [replace(reason, is_lifted=reason.rule in lifted) for reason in reasons]
     if scores["ego_progress"] < 1.0:
         progress_m = float(raw_progress(center, around.centerline)[0])
         text = f"{progress_m:.1f} m along the route, the reference planner {scene.reference_progress:.1f} m"

@@ -102,7 +102,7 @@ class Page(HTMLParser):
             assert self.script not in self.scripts
             self.scripts[self.script] = ""
         self.sources += [given[name] or "" for name in ("src", "href") if name in given]
-        if tag not in ("meta", "img", "input"):  # these have no end tag in HTML
+        if tag not in ("meta", "img", "input", "wbr"):  # these have no end tag in HTML
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
