@@ -270,7 +270,7 @@ def test_predictions_from_a_file_score_as_the_planner_that_made_them(
     settings = settings_of(one_stage, tmp_path / "scored")
     plans = plans_of(planned.predictions, [window.token for window in one_stage.windows])
     identity = identify(settings, {"predictions": str(planned.predictions)}, one_stage.windows)
-    scored = score_and_write(plans, "file", one_stage.windows, settings, identity)
+    scored = score_and_write(plans, "file", one_stage.windows, settings, identity, {"privileged": ""})
     assert scored.results.read_bytes() == planned.results.read_bytes()
 
 
