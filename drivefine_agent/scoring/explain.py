@@ -40,6 +40,7 @@ from drivefine_agent.scoring.scorer_v2 import (
     HumanFilter,
     SurroundingsV2,
     Traffic,
+    human_zeros_in,
     reactive_tracks,
     score_simulated_v2,
 )
@@ -170,7 +171,7 @@ def explain_v2(
     scores = {name: float(getattr(result, name)[0]) for name in result.names()}
     lifted: list[str] = []
     if human_penalty_filter != "false" and not scene.is_synthetic:
-        zeros = scene.human_zeros_log_replay if traffic == "non_reactive" else scene.human_zeros_idm
+        zeros = human_zeros_in(scene, traffic)
         lifted = [name for name, is_zero in zip(HUMAN_FILTERED, zeros, strict=True) if is_zero]
     reasons = [replace(reason, is_lifted=reason.rule in lifted) for reason in reasons]
     if scores["ego_progress"] < 1.0:

@@ -31,7 +31,7 @@ from drivefine_agent.scoring.explain import (
 )
 from drivefine_agent.scoring.extended_comfort import extended_comfort
 from drivefine_agent.scoring.scorer import score_v1
-from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, score_v2
+from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, ReactiveHuman, score_v2
 from drivefine_agent.scoring.types import PolygonKind, ScoringSceneV2
 from drivefine_agent.scoring.warm_up import made_up_scene
 
@@ -193,7 +193,8 @@ def test_reasons_and_scores_never_disagree_under_navsim_2(traffic):
     light = drivable_polygons([Area(strip(-3.0, 0.5, 18.0, 30.0), PolygonKind.LANE_CONNECTOR)])
     if traffic == "reactive":
         scene = made_up_scene(ScoringSceneV2, 41)
-        scene = replace(scene, human_zeros_idm=np.array([False, True, False, False, True, False]))
+        human = ReactiveHuman(np.array([False, True, False, False, True, False]))
+        assert scene.kept("reactive_human", lambda: human) is human  # as if it had driven so
     else:
         tracks = [
             parked_car(3.0),
