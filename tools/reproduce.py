@@ -24,13 +24,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError, DriveFineError
-from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
+from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
+from drivefine_agent.evaluation.job import BEFORE_NAME, PREDICTIONS_NAME, RESULTS_NAME
+from drivefine_agent.evaluation.outcomes import FINAL, GENERATED, read_predictions
+from drivefine_agent.evaluation.results_csv import read_csv
 from drivefine_agent.reproduction.job import Reproduction, Settings
 from drivefine_agent.reproduction.pages import draw, to_csv, to_markdown
+from drivefine_agent.reproduction.pairs import Pair, draw_pairs, most_changed
 from drivefine_agent.reproduction.plans import PLANS
 from drivefine_agent.reproduction.results import read_evaluation, table_results
 from drivefine_agent.reproduction.tables import TABLES, Table, fitted
+from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.training.from_mapping import from_mapping
+
+PAIRS_EACH = 2
+"""Gains, and losses, in Figure 6."""
 
 
 def reproduce(settings: Settings) -> None:
@@ -81,8 +89,21 @@ def write_table(name: str, table: Table, job: Reproduction) -> None:
     )
     write_bytes(folder / f"{name}.csv", to_csv(table, results, settings.seeds).encode())
     write_bytes(folder / f"{name}.md", text.encode())
-    draw(table, results, folder / f"{name}.png", latency_ms)
+    if table.kind == "pairs":
+        draw_pairs(chosen_pairs(table, job, scenes), scenes, folder / f"{name}.png")
+    else:
+        draw(table, results, folder / f"{name}.png", latency_ms)
     print(f"\n{text}\n  {folder / name}.csv, .md, .png")
+
+
+def chosen_pairs(table: Table, job: Reproduction, scenes: SplitScenes) -> list[Pair]:
+    """The plans that refinement changed most, of the first seed."""
+    folder = job.evaluation_folder(table.rows[1].plan, "navsim_v1", job.settings.seeds[0])
+    tokens = most_changed(read_csv(folder / BEFORE_NAME), read_csv(folder / RESULTS_NAME), PAIRS_EACH)
+    plans = read_predictions(folder / PREDICTIONS_NAME)
+    windows = {window.token: window for window in scenes.windows}
+    cache = SceneCache(job.output / "cache_test")
+    return [Pair(windows[t], cache[t], plans[GENERATED][t], plans[FINAL][t]) for t in tokens]
 
 
 @hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="reproduce")

@@ -48,9 +48,9 @@ class Table:
     benchmarks: tuple[Benchmark, ...] = ("navsim_v1",)
     metric: str = "PDMS"
     """The column that rows are compared in."""
-    kind: Literal["rows", "line", "plane", "latency"] = "rows"
+    kind: Literal["rows", "line", "plane", "latency", "pairs"] = "rows"
     """The picture: rows side by side; against each row's `x`; the first two columns against each other, with
-    arrows from the base; against latency."""
+    arrows from the base; against latency; the scenes that the second row changed most."""
     x_label: str = ""
     """Of a line."""
 
@@ -262,6 +262,13 @@ FIGURE_2 = Table(
     kind="plane",
 )
 
+FIGURE_6 = Table(
+    "What refinement changes",
+    V1,
+    (Row("drafts", "hybrid_coarse", is_draft=True, base=None), Row("refined", "hybrid_coarse")),
+    kind="pairs",
+)
+
 FIGURE_7 = Table(
     "PDMS against latency of a plan",
     V1,
@@ -284,6 +291,7 @@ FIGURE_7 = Table(
 
 TABLES: dict[str, Table] = {
     "figure2": FIGURE_2,
+    "figure6": FIGURE_6,
     "figure7": FIGURE_7,
     "table1": TABLE_1,
     "table2": TABLE_2,
