@@ -145,3 +145,10 @@ def test_rows_that_a_model_has_no_counterpart_for_are_left_out() -> None:
     ]
     with pytest.raises(ValueError, match=r"cannot be skipped: \['hybrid'\]"):
         fitted(Table("T", ("PDMS",), rows), {}, ["hybrid"])
+
+
+def test_best_of_n_is_compared_with_one_sample() -> None:
+    rows = TABLES["table1"].rows
+    chosen = [row for row in rows if "best_of_6" in row.plan]
+    assert len(chosen) == 3
+    assert {rows[row.base].plan for row in chosen if row.base is not None} == {"hybrid_sample"}
