@@ -1,7 +1,8 @@
 """What a model learned from: a card beside its weights, `provenance.json`.
 
     data            the scenes of the last stage of training, a `TrainingData`
-    parent          the model it started from, with the `training_data` of its own card; null: none
+    parent          the model it started from, with the `training_data` of its own card; null: none. A learned
+                    scorer that a model was reinforced by has its record there too: `scorer`
 
 and whatever else the writing script wants to keep. The records of all stages follow from the two, so a stage
 can neither hide nor forget what an earlier one has seen.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class TrainingData:
     """The scenes that one stage of training learned from."""
 
     stage: str
-    """`sft`, `grpo`, `hybrid`, `ego_status_mlp` or `navsim_run_training`."""
+    """Such as `sft`, `grpo`, `hybrid`, `diffusion`, `scorer`, `ego_status_mlp` or `navsim_run_training`."""
     split: str
     num_tokens: int
     """Scenes used."""
@@ -115,12 +116,31 @@ def parent_record(folder: Path) -> dict[str, Any]:
 
 
 def all_training_data(card: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """Records of all stages, the first one first; None stands for a beginning that is not recorded."""
+    """Records of all stages, the first one first; None stands for a beginning that is not recorded.
+
+    What a learned scorer was trained on counts for the model that it reinforced.
+    """
     parent = card.get("parent")
     if parent is None:
         return [dict(card["data"])]
-    earlier = parent.get("training_data")
-    return [*([None] if earlier is None else earlier), dict(card["data"])]
+    records = with_scorer(parent.get("training_data"), parent.get("scorer"))
+    return [*records, dict(card["data"])]
+
+
+def with_scorer(
+    records: Sequence[dict[str, Any] | None] | None, scorer: Mapping[str, Any] | None
+) -> list[dict[str, Any] | None]:
+    """The records of a model and those of a learned scorer's stages that are not among them.
+
+    Args:
+      records: of all stages of the model; None: not recorded.
+      scorer: `parent_record` of the scorer's folder; None: there is no scorer.
+    """
+    found: list[dict[str, Any] | None] = [None] if records is None else list(records)
+    if scorer is None:
+        return found
+    own = scorer.get("training_data")
+    return found + [record for record in ([None] if own is None else own) if record not in found]
 
 
 def seen_test_splits(records: Collection[Mapping[str, Any] | None]) -> list[str]:

@@ -40,7 +40,7 @@ from drivefine_agent.evaluation.outcomes import (
 from drivefine_agent.evaluation.results_csv import METRICS_V1, write_csv
 from drivefine_agent.evaluation.run import Driver, ImageReader, SceneSource, drive, failures
 from drivefine_agent.evaluation.score import ScoringJob, is_outcome_of, score_windows
-from drivefine_agent.provenance import all_training_data, read_model_card
+from drivefine_agent.provenance import all_training_data, parent_record, read_model_card, with_scorer
 from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
 from drivefine_agent.scoring.scorer_v2 import HUMAN_FILTERS, TRAFFIC, HumanFilter, Traffic
 
@@ -64,6 +64,8 @@ _STAMPED = ("drivefine", "numpy", "shapely", "numba", "torch")
 
 FRONT_CAMERA = "CAM_F0"
 BLANK_GREY = 128  # of the image that takes the camera's place when `blank_image` is set
+
+_SCORER = "scorer"  # as selection.SCORER and learned_scorer.SCORER_FOLDER, which import torch
 
 
 @dataclass(frozen=True)
@@ -383,17 +385,26 @@ def write_evaluation(
 
 
 def training_data_of(identity: Mapping[str, Any]) -> list[dict[str, Any] | None] | None:
-    """What the evaluated checkpoint learned from, by its card; None: no checkpoint, or it has no card.
+    """What the evaluated checkpoint, and the learned scorer that chooses, learned from, by their cards.
+
+    None: no checkpoint, or neither has a card.
 
     Args:
       identity: of `identify`.
 
     Raises:
-      DataError: the card is damaged.
+      DataError: a card is damaged.
     """
-    checkpoint = identity["agent"].get("checkpoint_path")
-    card = None if checkpoint is None else read_model_card(Path(checkpoint))
-    return None if card is None else all_training_data(card)
+    agent = identity["agent"]
+    checkpoint = agent.get("checkpoint_path")
+    if checkpoint is None:
+        return None
+    card = read_model_card(Path(checkpoint))
+    records = None if card is None else all_training_data(card)
+    if agent.get("selection") != _SCORER:
+        return records
+    scorer = parent_record(Path(agent.get("scorer_path") or Path(checkpoint) / _SCORER))
+    return None if records is None and scorer["training_data"] is None else with_scorer(records, scorer)
 
 
 def write_predictions(

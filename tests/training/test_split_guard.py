@@ -16,7 +16,16 @@ from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.data.split_writer import write_split
 from drivefine_agent.data.splits import Split, load_log_lists, load_split
 from drivefine_agent.errors import DataError
-from drivefine_agent.provenance import describe_size
+from drivefine_agent.evaluation.job import training_data_of
+from drivefine_agent.provenance import (
+    all_training_data,
+    as_record,
+    describe_size,
+    parent_record,
+    seen_test_splits,
+    training_data,
+    write_card,
+)
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.split_guard import Samples, check_sources, check_splits
 
@@ -284,3 +293,26 @@ def test_scenes_of_two_sources_are_counted_once() -> None:
     file = Samples("qa.jsonl", frozenset("abc"), frozenset({"log"}), num_listed=3)
     both = Samples.union([split, file])
     assert (len(both.tokens), both.num_listed) == (3, 5)
+
+
+def test_what_a_learned_scorer_saw_counts_for_what_it_chooses_and_reinforces(tmp_path: Path) -> None:
+    """A clean model, and a scorer that saw navtest: plans it chooses and models it reinforces say so."""
+    records = {
+        stage: as_record(training_data(stage, "mine", ["a"], 1, {}, test_data, ()))
+        for stage, test_data in (("sft", {}), ("scorer", {"navtest": "all"}), ("hybrid", {}))
+    }
+    model, scorer = tmp_path / "model", tmp_path / "scorer"
+    write_card(model, {"data": records["sft"], "parent": None})
+    write_card(scorer, {"data": records["scorer"], "parent": parent_record(model)})
+    reinforced = {
+        "data": records["hybrid"],
+        "parent": parent_record(model) | {"scorer": parent_record(scorer)},
+    }
+    assert all_training_data(reinforced) == [records["sft"], records["scorer"], records["hybrid"]]
+    assert seen_test_splits(all_training_data(reinforced)) == ["navtest"]
+
+    agent = {"checkpoint_path": str(model), "selection": "scorer", "scorer_path": str(scorer)}
+    assert training_data_of({"agent": agent}) == [records["sft"], records["scorer"]]
+    assert training_data_of({"agent": agent | {"selection": "consensus"}}) == [records["sft"]]
+    (scorer / "provenance.json").unlink()  # not recorded is not clean
+    assert training_data_of({"agent": agent}) == [records["sft"], None]
