@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def make_rollouts(
     config: CandidateConfig,
     seed: int,
     planner_sha256: str,
+    fingerprints: Sequence[int | None],
 ) -> Rollouts:
     """Reads the parts that are there and makes the others.
 
@@ -47,9 +49,11 @@ def make_rollouts(
       config: which candidates.
       seed: of the candidates.
       planner_sha256: of the planner's weights; the folder belongs to one planner and one configuration.
+      fingerprints: of what the scenes were prepared from for scoring (`SceneCache.fingerprint`).
 
     Raises:
-      DataError: the folder belongs to another planner or configuration, or a part is damaged.
+      DataError: the folder belongs to another planner or configuration, or to scenes prepared from other logs
+        or maps; or a part is damaged.
     """
     tokens = "\n".join(scenes.tokens(np.arange(len(scenes))))
     belongs_to = {
@@ -57,6 +61,7 @@ def make_rollouts(
         "seed": seed,
         "planner_sha256": planner_sha256,
         "tokens_sha256": hashlib.sha256(tokens.encode()).hexdigest(),
+        "logs_and_maps_sha256": hashlib.sha256(repr(list(fingerprints)).encode()).hexdigest(),
     }
     claim_run_folder(folder, belongs_to)
     model, instructions = planner.model, Instructions(planner.prompts, planner.device)

@@ -166,6 +166,7 @@ def rollouts_of(
             config.candidates,
             config.seed,
             planner_sha256,
+            [cache.fingerprint(split.tokens[i]) for i in keep],
         )
     return scenes, rollouts
 

@@ -124,6 +124,12 @@ def test_a_stopped_run_ends_with_the_same_rollouts_and_the_same_scorer(
     assert weights_of(other) == weights_of(settings)
     assert (start / "model.safetensors").read_bytes() == planner_before
 
+    # Scenes that were prepared from other logs since would give other scores.
+    with monkeypatch.context() as other_logs:
+        other_logs.setattr(SceneCache, "fingerprint", lambda cache, token: 1)
+        with pytest.raises(DataError, match="logs_and_maps_sha256"):
+            run(settings)
+
     # States computed when they are asked for: the same candidates, not rounded to half precision.
     uncached = {"head": settings["head"] | {"states_cache_gb": 0.0}, "output_dir": str(tmp_path / "third")}
     assert run(settings | uncached)["ranking"]["mean_absolute_error"] == pytest.approx(
