@@ -127,7 +127,7 @@ def build_report(
         ),
         before=None
         if shown.before is None
-        else AgentEntry(f"{main}, before refinement", shown.before.table, "", shown.before.groups),
+        else AgentEntry(f"{main}, before refinement", shown.before.table, shown.note, shown.before.groups),
         scenes=tuple(entries),
         plans=tuple(builder.plan_styles()),
         rule=rule,

@@ -130,12 +130,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _note(agent_name: str, is_blank: bool, is_privileged: bool) -> str:
-    if is_blank:
-        return "grey image instead of the camera's"
-    note = _NOTES.get(agent_name, "")
-    if is_privileged and "privileged" not in note:
-        note = "privileged: sees what no planner can know; an upper bound, not a planner"
-    return note
+    note = "grey image instead of the camera's" if is_blank else _NOTES.get(agent_name, "")
+    if not is_privileged or "privileged" in note:
+        return note
+    mark = "privileged: sees what no planner can know; an upper bound, not a planner"
+    return f"{mark}; {note}" if is_blank else mark
 
 
 def _read_results(path: Path) -> Results:

@@ -168,8 +168,24 @@ def test_a_privileged_run_says_so(tmp_path: Path, folders: Mapping[str, Path]) -
     shutil.copytree(folders["constant_velocity"], folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert read_run("x", folder).note == "straight on at the present speed"
-    (folder / "summary.json").write_text(json.dumps({**summary, "privileged": True}))
+    (folder / "summary.json").write_text(json.dumps({**summary, "privileged": "picked by the true score"}))
     assert read_run("x", folder).note.startswith("privileged:")
+    summary["configuration"]["agent"]["blank_image"] = True
+    (folder / "summary.json").write_text(json.dumps({**summary, "privileged": "picked by the true score"}))
+    note = read_run("x", folder).note
+    assert note.startswith("privileged:")
+    assert "grey image" in note
+
+
+def test_drafts_of_a_privileged_run_are_privileged_too(scenes: SplitScenes, runs: Mapping[str, Run]) -> None:
+    """The oracle picks by the refined plans' true scores: the drafts of those plans are picked as well."""
+    run = runs["human"]
+    drafts = replace(run, before=run.results, note="privileged: picked")
+    report = build_report(
+        scenes, {"oracle": drafts}, SceneSource(None, scenes.maps_root), num_scenes=1, image_width_px=64
+    )
+    assert report.before is not None
+    assert report.before.note == "privileged: picked"
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
