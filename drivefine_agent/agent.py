@@ -197,6 +197,8 @@ class DriveFineAgent(AbstractAgent):
                 "decoder must be masked, or autoregressive with refine=false (it has no refinement expert), "
                 f"got {decoder!r} and refine={refine}"
             )
+        if decoder != "masked" and second_pass > 0:
+            raise ValueError(f"second_pass is for decoder=masked, got {decoder=} and {second_pass=}")
         self._decoder: DecoderName = decoder
         self._objective = objective
         self._optimizer = dict(optimizer or {})

@@ -81,6 +81,8 @@ def test_wrong_decoders_are_refused(runs: dict[str, Path]) -> None:
         DriveFineAgent(str(runs["diffusion_head"])).initialize()
     with pytest.raises(ValueError, match="autoregressive with refine=false"):
         DriveFineAgent(decoder="autoregressive")
+    with pytest.raises(ValueError, match="second_pass is for decoder=masked"):
+        DriveFineAgent(decoder="autoregressive", refine=False, second_pass=8)
     with pytest.raises(ValueError, match="reads answers as DriveFine's experts do"):
         DriveFineAgent(
             decoder="autoregressive", refine=False, num_samples=2, temperature=1.0, selection="scorer"
