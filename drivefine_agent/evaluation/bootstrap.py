@@ -100,6 +100,9 @@ def clustered_interval(
       num_resamples: how many.
       seed: of numpy's PCG64.
 
+    Returns:
+      The interval; its ends are NaN where there is only one cluster, which says nothing of others.
+
     Raises:
       ValueError: as `bootstrap_interval`, or there is not a cluster for each value.
     """
@@ -113,6 +116,8 @@ def clustered_interval(
     drawn_counts = bootstrap_means(counts, num_resamples, seed)
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(drawn_sums / drawn_counts, [tail, 1.0 - tail])
+    if len(counts) == 1:
+        low = high = np.nan
     return Interval(float(array.mean()), float(low), float(high), array.size)
 
 

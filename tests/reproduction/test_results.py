@@ -45,8 +45,11 @@ def test_scenes_of_one_log_are_resampled_together() -> None:
     # Clusters {0, 0} and {1}: resamples are twice the first (mean 0), both (1/3), twice the second (1).
     interval = clustered_interval(values, ["a", "a", "b"])
     assert (interval.mean, interval.low, interval.high) == (pytest.approx(1 / 3), 0.0, 1.0)
-    # One cluster for all leaves nothing to resample; one for each is the plain bootstrap.
-    assert clustered_interval(values, ["a"] * 3).low == pytest.approx(1 / 3)
+    # One cluster for all leaves nothing to resample, and is no proof of anything.
+    alone = clustered_interval(values, ["a"] * 3)
+    assert (alone.mean, alone.excludes_zero) == (pytest.approx(1 / 3), False)
+    assert np.isnan([alone.low, alone.high]).all()
+    # One for each is the plain bootstrap.
     rng = np.random.default_rng(0)
     many = rng.normal(size=200)
     single, plain = clustered_interval(many, np.arange(200)), bootstrap_interval(many)
