@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,6 +22,7 @@ from drivefine_agent.reproduction.plans import PLANS
 from drivefine_agent.reproduction.tables import Benchmark, Table
 
 _DONE_NAME = "command.json"
+_INPUTS_NAME = "made_from.json"
 _UNTRAINED = "untrained"
 
 
@@ -64,15 +66,33 @@ def _arguments(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run_once(
-    folder: Path, script: str, *arguments: str, log: Path | None, launcher: Sequence[str] = ()
+    folder: Path,
+    script: str,
+    *arguments: str,
+    log: Path | None,
+    launcher: Sequence[str] = (),
+    made_from: Sequence[Path] = (),
 ) -> None:
-    """Runs a command that fills a folder, unless the same one has done so before.
+    """Runs a command that fills a folder, unless the same one has done so before, from the same inputs.
+
+    Args:
+      folder: what it fills.
+      script: path below the repository's root.
+      arguments: of the script.
+      log: file for what it prints.
+      launcher: see `commands.run_command`.
+      made_from: folders that this function has filled and that the command reads.
 
     Raises:
-      DataError: another command has filled the folder.
+      DataError: another command has filled the folder, or begun to, or an input was made anew in another way.
     """
-    done = folder / _DONE_NAME
-    command = [script, *arguments]
+    done, inputs = folder / _DONE_NAME, folder / _INPUTS_NAME
+    command, found = [script, *arguments], {str(path): _made_by(path) for path in made_from}
+    if made_from and inputs.is_file() and json.loads(inputs.read_text()) != found:
+        raise DataError(
+            f"what is in {folder} was made from other inputs than those that lie there now (see {inputs}): "
+            "delete the folder"
+        )
     if done.is_file():
         if json.loads(done.read_text()) != command:
             raise DataError(
@@ -80,8 +100,16 @@ def run_once(
                 "another output, or delete the folder"
             )
         return
+    if made_from:
+        write_bytes(inputs, (json.dumps(found, indent=1) + "\n").encode())
     run_command(script, *arguments, log=log, launcher=launcher)
     write_bytes(done, (json.dumps(command, indent=1) + "\n").encode())
+
+
+def _made_by(folder: Path) -> str:
+    """SHA-256 of the command that has filled a folder, and so on for what that was made from."""
+    records = [file.read_bytes() for name in (_DONE_NAME, _INPUTS_NAME) if (file := folder / name).is_file()]
+    return hashlib.sha256(b"".join(records)).hexdigest()
 
 
 class Reproduction:
@@ -112,7 +140,12 @@ class Reproduction:
     def _build_cache(self, name: str, data: Mapping[str, str | None], benchmark: Benchmark) -> None:
         folder = self.output / name
         arguments = (*_arguments(data), f"benchmark={benchmark}", f"metric_cache_path={folder}")
-        run_once(folder, "tools/build_scene_cache.py", *arguments, log=None)
+        run_once(folder, "tools/build_scene_cache.py", *arguments, log=None, made_from=self._world_of(data))
+
+    def _world_of(self, data: Mapping[str, str | None]) -> list[Path]:
+        """The folder of the data, if it is a world that was made here."""
+        worlds = (self.output / "world", self.output / "test_world")
+        return [folder for folder in worlds if str(folder) == data.get("dataset_root")]
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -130,10 +163,14 @@ class Reproduction:
         ]
         if arm.script != MLP:
             arguments.append(f"tile_cache_path={self.output / 'tiles'}")
+        made_from = [*self._world_of(self.settings.train)]
+        made_from += [self.arm_folder(needed, seed) for needed in arm.needs]
         if arm.script.startswith("rl/") or arm.script == SCORER:
-            arguments.append(f"metric_cache_path={self.output / 'cache_train'}")
+            made_from.append(self.output / "cache_train")
+            arguments.append(f"metric_cache_path={made_from[-1]}")
         if arm.script == SCORER:
-            arguments.append(f"validation_metric_cache_path={self.output / 'cache_validation'}")
+            made_from.append(self.output / "cache_validation")
+            arguments.append(f"validation_metric_cache_path={made_from[-1]}")
         if arm.parent is not None:
             arguments.append(arm.start.format(self.arm_folder(arm.parent, seed)))
         if arm.scorer is not None:
@@ -141,7 +178,7 @@ class Reproduction:
         arguments += [*self.settings.recipes[arm.recipe], *arm.overrides]
         log = folder.with_name(f"{name}.log")
         launcher = self.settings.launcher if arm.script.startswith("rl/") else ()
-        run_once(folder, arm.script, *arguments, log=log, launcher=launcher)
+        run_once(folder, arm.script, *arguments, log=log, launcher=launcher, made_from=made_from)
 
     # ------------------------------------------------------------------------------------------ evaluation
 
@@ -156,27 +193,31 @@ class Reproduction:
         agent = tuple(override.replace("{}", str(arm)) for override in PLANS[plan].overrides)
         if (scorer := PLANS[plan].scorer) is not None:
             agent += (f"agent.scorer_path={self.arm_folder(scorer, seed) / 'scorer'}",)
+        made_from = [self.arm_folder(needed, seed) for needed in PLANS[plan].needs]
         if benchmark == "navsim_v2":
             planned = self.evaluation_folder(plan, "navsim_v1", seed)
+            made_from = [planned, self.output / "cache_test_v2"]
             agent = ("agent=none", f"predictions={planned / 'predictions.parquet'}", "pdms=false")
             data = (*_arguments(self.settings.test), f"metric_cache_path={self.output / 'cache_test_v2'}")
         elif benchmark == "navhard_two_stage":
             data = _arguments(self.settings.two_stage)
+            made_from += self._world_of(self.settings.two_stage)
         else:
+            made_from.append(self.output / "cache_test")
             data = (*_arguments(self.settings.test), f"metric_cache_path={self.output / 'cache_test'}")
         extra = () if benchmark == "navsim_v2" else self.settings.evaluation
         log = folder.with_suffix(".log")
         arguments = (f"benchmark={benchmark}", *agent, *data, *extra, f"output_dir={folder}")
-        run_once(folder, "tools/evaluate.py", *arguments, log=log)
+        run_once(folder, "tools/evaluate.py", *arguments, log=log, made_from=made_from)
 
     # ------------------------------------------------------------------------------------------ latency
 
     def latencies(self) -> dict[tuple[str, int], float]:
         """Latency of a plan [ms] by method and steps, of the main model's first seed, measured alone."""
         folder = self.output / "latency"
-        model = self.arm_folder("hybrid", self.settings.seeds[0]) / "model"
-        arguments = ("--checkpoint", str(model), "--output", str(folder), *self.settings.latency)
-        run_once(folder, "tools/bench_latency.py", *arguments, log=None)
+        arm = self.arm_folder("hybrid", self.settings.seeds[0])
+        arguments = ("--checkpoint", str(arm / "model"), "--output", str(folder), *self.settings.latency)
+        run_once(folder, "tools/bench_latency.py", *arguments, log=None, made_from=[arm])
         with (folder / "latency.csv").open(newline="") as file:
             return {
                 (row["method"], int(row["steps"])): float(row["total_ms"]) for row in csv.DictReader(file)

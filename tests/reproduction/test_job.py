@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,31 @@ def test_a_folder_belongs_to_one_command(tmp_path: Path) -> None:
     assert not (tmp_path / "log").exists()  # not run again
     with pytest.raises(DataError, match="made by another command"):
         run_once(folder, script, "-h", log=tmp_path / "log")
+
+
+def test_what_was_made_from_an_earlier_input_is_refused(tmp_path: Path) -> None:
+    """Data, a model, its evaluation; then the data are deleted and made by another command."""
+    script, data, model = "tools/diff_scene_caches.py", tmp_path / "data", tmp_path / "model"
+    evaluation, log = tmp_path / "model" / "evaluation", tmp_path / "log"
+
+    def make(*options: str) -> None:
+        run_once(data, script, *options, log=log)
+        run_once(model, script, "--help", log=log, made_from=[data])
+        run_once(evaluation, script, "--help", log=log, made_from=[model])
+
+    make("--help")
+    log.unlink()
+    make("--help")
+    assert not log.exists()  # nothing was run again
+    shutil.rmtree(data)
+    with pytest.raises(DataError, match=f"what is in {model} was made from other inputs"):
+        make("-h")
+    (model / "command.json").unlink()
+    with pytest.raises(DataError, match="other inputs"):  # nor goes on what had only been begun
+        make("-h")
+    (model / "made_from.json").unlink()
+    with pytest.raises(DataError, match=f"what is in {evaluation} was made from other inputs"):
+        make("-h")
 
 
 @pytest.mark.slow
