@@ -13,12 +13,15 @@ navsim_configs/reproduce.yaml.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,8 +44,8 @@ PAIRS_EACH = 2
 """Gains, and losses, in Figure 6."""
 
 
-def reproduce(settings: Settings) -> None:
-    """Runs what is missing, then writes the pages."""
+def reproduce(settings: Settings, options: Sequence[str] = ()) -> None:
+    """Runs what is missing, then writes the pages, which name the command's `options`."""
     started = time.monotonic()
     unknown = sorted(set(settings.tables) - set(TABLES))
     if unknown:
@@ -52,11 +55,11 @@ def reproduce(settings: Settings) -> None:
     job.run(tables.values())
     minutes = (time.monotonic() - started) / 60
     for name, table in tables.items():
-        write_table(name, table, job)
+        write_table(name, table, job, options)
     print(f"\nDone; commands of this call took {minutes:.1f} minutes.")
 
 
-def write_table(name: str, table: Table, job: Reproduction) -> None:
+def write_table(name: str, table: Table, job: Reproduction, options: Sequence[str]) -> None:
     """NAME.csv, NAME.md, NAME.png in the folder of results."""
     settings = job.settings
     keys = settings.two_stage if table.benchmarks == ("navhard_two_stage",) else settings.test
@@ -83,7 +86,7 @@ def write_table(name: str, table: Table, job: Reproduction) -> None:
         table,
         results,
         settings.seeds,
-        [f"Made by `python tools/reproduce.py tables=[{name}]` ({len(set(log_of.values()))} logs)."],
+        [f"Made by `{told_command(name, options)}` ({len(set(log_of.values()))} logs)."],
         notes.read_text(encoding="utf-8") if notes.is_file() else "",
         latency_ms,
     )
@@ -106,6 +109,13 @@ def chosen_pairs(table: Table, job: Reproduction, scenes: SplitScenes) -> list[P
     return [Pair(windows[t], cache[t], plans[GENERATED][t], plans[FINAL][t]) for t in tokens]
 
 
+def told_command(name: str, options: Sequence[str]) -> str:
+    """The command that makes one table, without what no number depends on: folders, and jobs at a time."""
+    free = ("tables=", "output=", "results=", "jobs=")
+    told = (option for option in options if not option.startswith(free))
+    return shlex.join(["python", "tools/reproduce.py", f"tables=[{name}]", *told])
+
+
 @hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="reproduce")
 def main(config: DictConfig) -> None:
     """Convert errors made for people into one line; everything else is a bug and keeps its traceback."""
@@ -113,7 +123,9 @@ def main(config: DictConfig) -> None:
         values: Any = OmegaConf.to_container(config, resolve=True)
         if values["tables"] == "all":
             values["tables"] = list(TABLES)
-        reproduce(from_mapping(Settings, values))
+        job = HydraConfig.get()
+        chosen = [] if job.job.config_name == "reproduce" else ["--config-name", str(job.job.config_name)]
+        reproduce(from_mapping(Settings, values), [*chosen, *job.overrides.task])
     except (DriveFineError, ValueError, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

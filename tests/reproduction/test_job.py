@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shlex
 import shutil
 import threading
 from dataclasses import replace
@@ -151,3 +153,18 @@ def test_configurations_fit_the_settings(name: str) -> None:
     assert {arm.recipe for arm in ARMS.values()} <= set(settings.recipes)
     main = {"reproduce": 2, "reproduce_8b": 4}[name]
     assert [row.x for row in table.rows if row.plan == "hybrid_coarse"] == [main]
+
+
+def test_pages_name_the_command_with_all_that_numbers_depend_on() -> None:
+    path = Path(__file__).parents[2] / "tools" / "reproduce.py"
+    spec = importlib.util.spec_from_file_location("reproduce_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    reproduce = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reproduce)
+    options = ["--config-name", "reproduce_8b", "tables=all", "seeds=[0,1]", "output=/data/x", "jobs=2"]
+    options += ["recipes.rl=[run.max_steps=9]"]
+    assert shlex.split(reproduce.told_command("table4", options)) == [
+        *("python", "tools/reproduce.py", "tables=[table4]", "--config-name", "reproduce_8b", "seeds=[0,1]"),
+        "recipes.rl=[run.max_steps=9]",
+    ]
