@@ -76,8 +76,8 @@ function reasonList(scene, ids, onTime) {
     if (scene.errors[id]) items.append(element("li", "error", scene.errors[id]));
     for (const reason of reasons || []) {
       const metric = index.metrics.find((item) => item.key === reason.rule);
-      const item = element("li", reason.isLifted ? "lifted" : "");
-      const kind = reason.isLifted ? "lifted" : metric.isMultiplied ? (reason.value === 0 ? "zero" : "half") : "cost";
+      const item = element("li", isCounted(reason) ? "" : "lifted");
+      const kind = !isCounted(reason) ? "lifted" : metric.isMultiplied ? (reason.value === 0 ? "zero" : "half") : "cost";
       item.append(element("span", `chip ${kind}`, metric.short));
       const words = reason.text.replace(/(\d) (?=(s|m)\b)/g, "$1\u00a0");
       const text = element(reason.state === null ? "span" : "button", "reason", words);
@@ -89,6 +89,7 @@ function reasonList(scene, ids, onTime) {
       const line = element("span");
       line.append(text);
       if (reason.isLifted) line.append(element("small", "", " (not counted: the recorded driver fails this too)"));
+      else if (!isCounted(reason)) line.append(element("small", "", " (not counted: this rule has no weight)"));
       item.append(line);
       items.append(item);
     }
@@ -99,9 +100,12 @@ function reasonList(scene, ids, onTime) {
   return list;
 }
 
+// Whether a reason cost points: its rule has weight, and the human-penalty filter does not lift it.
+const isCounted = (reason) => !reason.isLifted && index.metrics.some((metric) => metric.key === reason.rule && metric.isRule);
+
 // The state in which a trajectory first breaks a rule that counts, those that make the score 0 first; or null.
 function firstTrouble(scene, ids) {
-  const reasons = ids.flatMap((id) => scene.reasons[id] || []).filter((item) => item.state !== null && !item.isLifted);
+  const reasons = ids.flatMap((id) => scene.reasons[id] || []).filter((item) => item.state !== null && isCounted(item));
   const isFatal = (item) => index.metrics.some((metric) => metric.key === item.rule && metric.isMultiplied);
   const counted = reasons.some(isFatal) ? reasons.filter(isFatal) : reasons;
   return counted.length ? Math.min(...counted.map((item) => item.state)) : null;
@@ -150,7 +154,7 @@ function closedCard(scene, article) {
     line.append(mark);
   }
   line.append(chips(scene, MAIN));
-  const reason = (scene.reasons[MAIN] || []).find((item) => !item.isLifted && item.rule !== "ego_progress");
+  const reason = (scene.reasons[MAIN] || []).find((item) => isCounted(item) && item.rule !== "ego_progress");
   const text = scene.errors[MAIN] || (reason ? reason.text : "");
   button.append(picture, line, element("p", "why", text), element("p", "facts", facts(scene)));
   button.append(element("p", "token", `${scene.token} · ${scene.log}`));

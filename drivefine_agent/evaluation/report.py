@@ -26,7 +26,7 @@ from drivefine_agent.evaluation.report_overview import (
     scores_section,
     tiles,
 )
-from drivefine_agent.evaluation.report_rules import RULE_TEXTS, is_multiplied
+from drivefine_agent.evaluation.report_rules import RULE_TEXTS, WITHOUT_WEIGHT, is_multiplied
 from drivefine_agent.evaluation.report_training import training_section
 from drivefine_agent.evaluation.scene_json import ASPECT
 from drivefine_agent.scoring.explain import Reason
@@ -35,8 +35,6 @@ HUMAN = "human"
 """Plan id of the recorded driver."""
 NUM_PAIRS = 3
 """Scenes shown side by side in which refinement gained most, and as many in which it lost most."""
-
-_WITHOUT_WEIGHT = "driving_direction_compliance"  # in NAVSIM 1.1
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def _data_chunks(report: Report) -> str:
             "short": short,
             "long": RULE_TEXTS.get(key, short),
             "isMultiplied": is_multiplied(key, report.benchmark),
-            "isRule": key != "score" and not (key == _WITHOUT_WEIGHT and _is_v1(report)),
+            "isRule": key != "score" and not (key == WITHOUT_WEIGHT and _is_v1(report)),
         }
         for key, short in report.names.items()
     ]
@@ -249,7 +247,7 @@ def _scenes_section(report: Report) -> str:
     rules = "".join(
         f'<option value="{key}">{escape(RULE_TEXTS[key])}</option>'
         for key in report.names
-        if key not in ("score", "ego_progress") and not (_is_v1(report) and key == _WITHOUT_WEIGHT)
+        if key not in ("score", "ego_progress") and not (_is_v1(report) and key == WITHOUT_WEIGHT)
     )
     failures = '<option value="not scored">not scored</option><option value="zero">score 0</option>'
     refined = '<option value="change">most changed by refinement</option>' if report.before else ""

@@ -18,7 +18,7 @@ from drivefine_agent.evaluation.comparison import (
     paired_values,
 )
 from drivefine_agent.evaluation.report_charts import histogram_svg, interval_svg, scatter_svg
-from drivefine_agent.evaluation.report_rules import RULE_TEXTS, is_multiplied, score_formula
+from drivefine_agent.evaluation.report_rules import RULE_TEXTS, WITHOUT_WEIGHT, is_multiplied, score_formula
 
 if TYPE_CHECKING:
     from drivefine_agent.evaluation.report import AgentEntry, Report
@@ -147,7 +147,7 @@ def failures_section(report: Report) -> str:
     main = entries[0]
     rules = [name for name in report.names if name not in ("score", "ego_progress")]
     if report.benchmark == "navsim_v1":
-        rules.remove("driving_direction_compliance")  # weight 0
+        rules.remove(WITHOUT_WEIGHT)
     multiplied = [rule for rule in rules if is_multiplied(rule, report.benchmark)]
     rest = [rule for rule in rules if rule not in multiplied]
     largest = max([1, *(int((main.table[rule] < 1.0).sum()) for rule in rules)])

@@ -15,6 +15,8 @@ RULE_TEXTS = {
     "two_frame_extended_comfort": "extended comfort",
     "score": "score",
 }
+WITHOUT_WEIGHT = "driving_direction_compliance"
+"""In NAVSIM 1.1: it is scored there, and costs nothing."""
 _MULTIPLIED = {
     "navsim_v1": ("no_at_fault_collisions", "drivable_area_compliance"),
     "navsim_v2": (

@@ -27,6 +27,7 @@ from drivefine_agent.evaluation.paths import (
     footprint,
     path_line,
 )
+from drivefine_agent.evaluation.report_rules import WITHOUT_WEIGHT
 from drivefine_agent.evaluation.scene_view import birdseye_view
 from drivefine_agent.geometry.boxes import box_corners
 from drivefine_agent.geometry.indices import BoxIndex
@@ -58,7 +59,8 @@ class Pair:
         lines = []
         for name, poses in (("before", self.draft), ("after", self.refined)):
             explained = explain_v1(self.scene, poses)
-            why = explained.reasons[0].text if explained.reasons else "nothing lost"
+            counted = [reason.text for reason in explained.reasons if reason.rule != WITHOUT_WEIGHT]
+            why = counted[0] if counted else "nothing lost"
             lines.append(f"{name}: {100 * explained.scores['score']:.1f}, {why}")
         return lines
 

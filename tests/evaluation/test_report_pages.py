@@ -25,6 +25,7 @@ from drivefine_agent.evaluation.report_job import build_report
 from drivefine_agent.evaluation.report_runs import Run, read_metrics, read_run
 from drivefine_agent.evaluation.run import SceneSource
 from drivefine_agent.scoring.cache_layout import RULES_V2
+from drivefine_agent.scoring.explain import Reason
 
 NUM_SCENES = 12
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
@@ -223,6 +224,8 @@ addEventListener("load", () => requestAnimationFrame(() => requestAnimationFrame
   card(worst).playTo(0); const first = picture();
   card(worst).playTo(40); seen.moves = picture() !== first;
   seen.reasons = [...card(worst).querySelectorAll(".reason")].map((node) => node.textContent);
+  const last = scenes[499];
+  seen.unweighted = [firstTrouble(last, ["final"]), card(last).querySelector(".why").textContent];
   seen.pairs = document.querySelectorAll(".pair").length;
   console.log("SEEN" + JSON.stringify(seen));
 })));
@@ -249,6 +252,9 @@ def test_a_browser_opens_500_scenes_fast_and_shows_what_is_asked_for(built: Repo
         replace(built.scenes[i % NUM_SCENES], token=f"{built.scenes[i % NUM_SCENES].token}{i:03d}")
         for i in range(500)
     )
+    # Driving direction has no weight in NAVSIM 1.1: a card does not give it as the reason of a loss.
+    unweighted = Reason("driving_direction_compliance", 0.0, "off the route's lanes", 7)
+    many = (*many[:-1], replace(many[-1], reasons={"final": (unweighted,)}))
     text = render_report(replace(built, scenes=many))
     assert len(text) < 40_000_000
     page = tmp_path / "report.html"
@@ -269,3 +275,4 @@ def test_a_browser_opens_500_scenes_fast_and_shows_what_is_asked_for(built: Repo
     texts = {reason.text.replace(" ", "\u00a0") for reason in many[worst].reasons["final"]}
     assert texts <= {text.replace(" ", "\u00a0") for text in seen["reasons"]}
     assert seen["pairs"] > 0
+    assert seen["unweighted"] == [None, ""]

@@ -15,8 +15,10 @@ from drivefine_agent.data.scenes import future_poses
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
 from drivefine_agent.navsim_inputs import FRONT_CAMERA
+from drivefine_agent.reproduction import pairs
 from drivefine_agent.reproduction.pairs import Pair, draw_pairs, most_changed
 from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.explain import Reason, explain_v1
 
 
 def results(**scores: float) -> pd.DataFrame:
@@ -56,3 +58,18 @@ def test_pairs_are_drawn_with_their_reasons(navsim_mini: Path, tmp_path: Path) -
     red, green = (np.abs(drawn - colour).sum(axis=2) < 60 for colour in ([209, 52, 31], [10, 148, 98]))
     assert red.sum() > 20  # the draft's last box
     assert green.sum() > 20
+
+
+def test_a_rule_without_weight_is_no_reason(navsim_mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Driving direction costs nothing in NAVSIM 1.1: the next reason is told."""
+    direction = Reason("driving_direction_compliance", 0.0, "off the route's lanes", 7)
+    scenes = load_split_scenes(DatasetKeys(train_test_split="synth_one_stage", dataset_root=str(navsim_mini)))
+    window = scenes.windows[0]
+    assert scenes.maps_root is not None
+    scene = build_scoring_scene(window, load_map(scenes.maps_root, window.map_name))
+    human = future_poses(window, 8)
+    found = explain_v1(scene, human)
+    for others, told in (((Reason("comfort", 0.0, "jerk"),), "jerk"), ((), "nothing lost")):
+        with_direction = replace(found, reasons=(direction, *others))
+        monkeypatch.setattr(pairs, "explain_v1", lambda *_, found=with_direction: found)
+        assert Pair(window, scene, human, human).told()[0].endswith(f", {told}")
