@@ -278,6 +278,10 @@ class TrainSFTConfig:
 
     def __post_init__(self) -> None:
         """Checks what goes together."""
+        if self.generator.num_epochs == 0 and self.model.init_from is None:
+            raise ValueError(
+                "generator.num_epochs=0 needs model.init_from: a refiner cannot learn from random weights"
+            )
         if self.model.decoder not in (None, "masked") and any(
             source.kind == "recogdrive_qa" for source in self.data.sources
         ):

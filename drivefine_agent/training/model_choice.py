@@ -17,8 +17,12 @@ from drivefine_agent.training.seeds import derived_seed
 
 _REFINER_SIZES = {"n_refine", "mlp_refiner_width"}
 _HEAD_SIZES = {"head_width", "head_blocks", "head_heads"}
-
-_NEW_PARTS = ("backbone.refine_layers.", "mlp_refiner.", "pose_head.")
+_CHANGED_BY = {
+    "backbone.refine_layers.": {"n_refine"},
+    "mlp_refiner.": {"mlp_refiner_width"},
+    "pose_head.": {"decoder_type"} | _HEAD_SIZES,
+}
+"""What makes a part of a checkpoint anew; where nothing of it changes, its weights are kept."""
 
 
 def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "cpu") -> Planner:
@@ -70,8 +74,10 @@ def with_new_parts(model: DriveFineModel, changes: Mapping[str, Any]) -> DriveFi
     """
     made = DriveFineModel(DriveFineConfig.from_dict(model.config.to_dict() | dict(changes)))
     kept, new = model.state_dict(), made.state_dict()
-    made.load_state_dict({n: new[n] if n.startswith(_NEW_PARTS) else kept[n] for n in new})
-    made.backbone.copy_generation_to_refinement()
+    anew = tuple(part for part, fields in _CHANGED_BY.items() if fields & set(changes))
+    made.load_state_dict({n: new[n] if n.startswith(anew) else kept[n] for n in new})
+    if "n_refine" in changes:
+        made.backbone.copy_generation_to_refinement()
     torch.nn.Module.to(made, device=model.device, dtype=model.dtype)
     return made.eval()
 

@@ -12,6 +12,7 @@ from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import AugmentationConfig, ModelChoice, RefinerConfig, TrainSFTConfig
 from drivefine_agent.training.corruptions import Corruption
 from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
+from drivefine_agent.training.from_mapping import from_mapping
 from drivefine_agent.training.model_choice import build_planner
 from drivefine_agent.training.objectives import (
     Instructions,
@@ -172,6 +173,28 @@ def test_wrong_model_choices_are_refused() -> None:
         build_planner(ModelChoice(preset="llada_8b"), 0)
     with pytest.raises(ValueError, match=r"can name n_refine only, got .*pool_size"):
         build_planner(ModelChoice(init_from="x", overrides={"n_refine": 1, "pool_size": 2}), 0)
+
+
+def test_a_trained_head_is_kept_where_only_something_else_is_overridden(tmp_path: Path) -> None:
+    choice = ModelChoice(preset="debug", decoder="diffusion_head")
+    planner = build_planner(choice, seed=0)
+    planner.save_pretrained(tmp_path)
+    before = planner.model.state_dict()
+    same = ModelChoice(init_from=str(tmp_path), overrides={"n_refine": 0})
+    after = build_planner(same, seed=1).model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    wider = ModelChoice(init_from=str(tmp_path), decoder="diffusion_head", overrides={"head_width": 64})
+    model = build_planner(wider, seed=1).model
+    assert model.pose_head is not None
+    assert model.pose_head.pose_out.in_features == 64
+
+
+def test_a_generator_without_training_needs_a_checkpoint() -> None:
+    untrained = {"output_dir": "out", "generator": {"num_epochs": 0}}
+    with pytest.raises(ValueError, match=r"generator\.num_epochs=0 needs model\.init_from"):
+        from_mapping(TrainSFTConfig, untrained)
+    from_mapping(TrainSFTConfig, untrained | {"model": {"init_from": "x"}})
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
