@@ -18,7 +18,7 @@ from drivefine_agent.commands import run_command, stop_commands
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
 from drivefine_agent.reproduction.arms import ARMS, MLP, SCORER, with_parents
-from drivefine_agent.reproduction.plans import PLANS
+from drivefine_agent.reproduction.plans import COARSE, PLANS
 from drivefine_agent.reproduction.tables import Benchmark, Table
 
 _DONE_NAME = "command.json"
@@ -51,6 +51,8 @@ class Settings:
     """Overrides of the training scripts, by the arms' recipe."""
     evaluation: tuple[str, ...] = ()
     """Overrides of tools/evaluate.py."""
+    coarse: tuple[str, ...] = ()
+    """Further ones for models trained by the recipe `rl_coarse`, and for what they are compared with."""
     same_as: Mapping[str, str] = field(default_factory=dict)
     """Plans that are another plan: `hybrid_coarse_n2` where the main model has 2 refinement blocks."""
     skip: tuple[str, ...] = ()
@@ -190,7 +192,9 @@ class Reproduction:
         """One evaluation of a trained arm. EPDMS of one stage is that of the trajectories PDMS was given."""
         folder = self.evaluation_folder(plan, benchmark, seed)
         arm = self.arm_folder(PLANS[plan].arm, seed)
-        agent = tuple(override.replace("{}", str(arm)) for override in PLANS[plan].overrides)
+        agent: tuple[str, ...] = ()
+        for override in PLANS[plan].overrides:
+            agent += self.settings.coarse if override == COARSE else (override.replace("{}", str(arm)),)
         if (scorer := PLANS[plan].scorer) is not None:
             agent += (f"agent.scorer_path={self.arm_folder(scorer, seed) / 'scorer'}",)
         made_from = [self.arm_folder(needed, seed) for needed in PLANS[plan].needs]

@@ -43,7 +43,8 @@ def _other(agent: str, arm: str) -> Plan:
     return Plan(arm, (f"agent={agent}", "agent.checkpoint_path={}/model"))
 
 
-_COARSE = "agent.num_denoising_steps=2"
+COARSE = "{coarse}"
+"""Stands for the configuration's `coarse`, overrides of plans that leave refinement something to do."""
 
 PLANS: dict[str, Plan] = {
     "human": Plan(None, ("agent=human",), "the recorded future"),
@@ -66,7 +67,7 @@ PLANS: dict[str, Plan] = {
     **{name: _other("diffusion_head", name) for name in ("head_sft", "head_rl")},
     "hybrid_second_pass": _drivefine("hybrid", "agent.refine=false", "agent.second_pass=8"),
     **{f"grpo_g{g}": _drivefine(f"grpo_g{g}") for g in GROUP_SIZES},
-    "sft_coarse": _drivefine("sft", _COARSE),
-    **{f"{arm}_coarse": _drivefine(f"{arm}_coarse", _COARSE) for arm in ("grpo", "offline", "hybrid")},
-    **{f"hybrid_coarse_n{n}": _drivefine(f"hybrid_coarse_n{n}", _COARSE) for n in REFINEMENT_BLOCKS},
+    "sft_coarse": _drivefine("sft", COARSE),
+    **{f"{arm}_coarse": _drivefine(f"{arm}_coarse", COARSE) for arm in ("grpo", "offline", "hybrid")},
+    **{f"hybrid_coarse_n{n}": _drivefine(f"hybrid_coarse_n{n}", COARSE) for n in REFINEMENT_BLOCKS},
 }

@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from drivefine_agent.errors import DataError
+from drivefine_agent.reproduction import job
 from drivefine_agent.reproduction.arms import ARMS, with_parents
 from drivefine_agent.reproduction.job import Reproduction, Settings, Step, run_once, run_steps
 from drivefine_agent.reproduction.plans import PLANS
@@ -168,3 +169,23 @@ def test_pages_name_the_command_with_all_that_numbers_depend_on() -> None:
         *("python", "tools/reproduce.py", "tables=[table4]", "--config-name", "reproduce_8b", "seeds=[0,1]"),
         "recipes.rl=[run.max_steps=9]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("reproduce", ["agent.num_denoising_steps=2"]), ("reproduce_8b", [])]
+)
+def test_plans_are_decoded_as_their_models_were_trained(
+    name: str, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny models of Table 4 draft in 2 steps; the 8B recipe trains with 12, the agent's default."""
+    with hydra.initialize_config_module("navsim_configs", version_base="1.3"):
+        config = hydra.compose(name, ["tables=[table4]", "output=out"])
+    settings = from_mapping(Settings, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(job, "run_once", lambda folder, *command, **_: commands.append(command))
+    for row in TABLES["table4"].rows:
+        Reproduction(settings).evaluate(row.plan, "navsim_v1", 0)
+        assert [option for option in commands[-1] if "num_denoising_steps" in option] == steps
+        assert not any("{" in option for option in commands[-1])
+    trained_in_2 = "rollout.num_denoising_steps=2" in settings.recipes["rl_coarse"]
+    assert trained_in_2 == bool(steps)
