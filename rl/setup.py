@@ -32,7 +32,13 @@ from drivefine_agent.training.metrics import MetricLog
 from drivefine_agent.training.objectives import Instructions
 from drivefine_agent.training.optimization import learning_rate_factor
 from drivefine_agent.training.phase import batch_order, num_epoch_steps
-from drivefine_agent.training.rollouts import Rollouts, joined, part_path, write_part
+from drivefine_agent.training.rollouts import (
+    Rollouts,
+    joined,
+    remove_parts_of_ranks_from,
+    step_part_path,
+    write_part,
+)
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.split_guard import check_splits, log_training_data
 from rl.config import HybridRolloutConfig, ReinforcementConfig, TrainGRPOConfig
@@ -243,7 +249,9 @@ class Run:
         }
         if self.scored:
             folder = Path(self.config.output_dir) / "rollouts"
-            write_part(part_path(folder, f"{step:07d}-{self.engine.rank:04d}"), joined(self.scored))
+            write_part(step_part_path(folder, step, self.engine.rank), joined(self.scored))
+            if self.engine.is_main:
+                remove_parts_of_ranks_from(folder, step, self.engine.world_size)
             self.scored.clear()
         try:
             norms = self.engine.step(factors)

@@ -101,6 +101,25 @@ def part_path(folder: Path, name: str) -> Path:
     return folder / f"part-{name}.parquet"
 
 
+def step_part_path(folder: Path, step: int, rank: int) -> Path:
+    """Where a process keeps what it scored in a step of a run."""
+    return part_path(folder, f"{step:07d}-{rank:04d}")
+
+
+def remove_parts_of_ranks_from(folder: Path, step: int, num_ranks: int) -> None:
+    """Removes what a step left when more processes did it: its scenes are in the other parts now.
+
+    Args:
+      folder: of the parts.
+      step: that is done again, after a run was stopped and goes on.
+      num_ranks: processes now.
+    """
+    kept = {step_part_path(folder, step, rank) for rank in range(num_ranks)}
+    for path in folder.glob(f"part-{step:07d}-*.parquet"):
+        if path not in kept:
+            path.unlink(missing_ok=True)
+
+
 def write_part(path: Path, rollouts: Rollouts) -> None:
     """Writes a part, atomically; equal rows give equal bytes."""
     table = pd.DataFrame(

@@ -19,7 +19,14 @@ from drivefine_agent.scoring.batch import score_rows
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.tokenizer import ActionTokenizer
 from drivefine_agent.training.from_mapping import from_mapping
-from drivefine_agent.training.rollouts import SUB_SCORES, Rollouts, read_rollouts
+from drivefine_agent.training.rollouts import (
+    SUB_SCORES,
+    Rollouts,
+    read_rollouts,
+    remove_parts_of_ranks_from,
+    step_part_path,
+    write_part,
+)
 from rl import scorer_rollouts, train_grpo, train_hybrid
 from rl.config import RewardConfig, TrainGRPOConfig, TrainHybridConfig
 from rl.monitors import agreement_scalars
@@ -276,3 +283,18 @@ def test_rollouts_that_are_none_say_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no part of scored rollouts"):
         read_rollouts(tmp_path)
     assert len(Rollouts.of_scenes(["a"], ["x"], np.zeros((1, 1, 24), int), np.zeros((1, 1, 7)))) == 1
+
+
+def test_a_step_done_again_by_fewer_processes_is_kept_once(tmp_path: Path) -> None:
+    """Steps 1 and 2 by two processes, scenes a and b; then step 2 again by one, which has both scenes."""
+
+    def rows(*tokens: str) -> Rollouts:
+        shape = (len(tokens), 1)
+        return Rollouts.of_scenes(tokens, ["refined"], np.zeros((*shape, 24), int), np.ones((*shape, 7)))
+
+    for step in (1, 2):
+        write_part(step_part_path(tmp_path, step, 0), rows("a"))
+        write_part(step_part_path(tmp_path, step, 1), rows("b"))
+    write_part(step_part_path(tmp_path, 2, 0), rows("a", "b"))
+    remove_parts_of_ranks_from(tmp_path, 2, 1)
+    assert read_rollouts(tmp_path).tokens.tolist() == ["a", "b", "a", "b"]
