@@ -24,7 +24,11 @@ demo: $(BIN)/.installed
 reproduce: $(BIN)/.installed
 	$(BIN)/python tools/reproduce.py tables=all
 
-table% figure%: $(BIN)/.installed
+# Two rules: of one with two targets, make would take figure6 for made once table6 is.
+table%: $(BIN)/.installed
+	$(BIN)/python tools/reproduce.py tables=[$@]
+
+figure%: $(BIN)/.installed
 	$(BIN)/python tools/reproduce.py tables=[$@]
 
 test: $(BIN)/.installed
