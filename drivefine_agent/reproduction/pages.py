@@ -208,7 +208,7 @@ def _against_latency(table: Table, results: Sequence[RowResult], latency_ms: Seq
     for number, row in enumerate(table.rows):
         assert row.latency is not None
         methods.setdefault(row.latency[0], []).append(number)
-    colours = dict(zip(methods, ["#0072b2", "#d55e00", "#009e73"], strict=False))
+    colours = dict(zip(methods, ["#0072b2", "#d55e00", "#009e73"][: len(methods)], strict=True))
     for method, numbers in methods.items():
         x = [latency_ms[number] for number in numbers]
         y = [100 * results[number].own.mean for number in numbers]
