@@ -36,6 +36,7 @@ from drivefine_agent.reproduction.pages import draw, to_csv, to_markdown
 from drivefine_agent.reproduction.pairs import Pair, draw_pairs, most_changed
 from drivefine_agent.reproduction.plans import PLANS
 from drivefine_agent.reproduction.results import read_evaluation, table_results
+from drivefine_agent.reproduction.scores import TableScores, read_scores, write_scores
 from drivefine_agent.reproduction.tables import TABLES, Table, fitted
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.training.from_mapping import from_mapping
@@ -52,56 +53,91 @@ def reproduce(settings: Settings, options: Sequence[str] = ()) -> None:
         raise DataError(f"tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}")
     tables = {name: fitted(TABLES[name], settings.same_as, settings.skip) for name in settings.tables}
     job = Reproduction(settings)
-    job.run(tables.values())
+    kept = {
+        name: read_scores(scores_file(settings, name), job.fingerprint(table))
+        for name, table in tables.items()
+    }
+    job.run({s: [t for name, t in tables.items() if not kept[name].has(t, s)] for s in settings.seeds})
     minutes = (time.monotonic() - started) / 60
     for name, table in tables.items():
-        write_table(name, table, job, options)
+        if any(not kept[name].has(table, seed) for seed in settings.seeds):
+            collect(table, job, kept[name])
+            write_scores(scores_file(settings, name), kept[name])
+        write_table(name, table, job, kept[name], options)
     print(f"\nDone; commands of this call took {minutes:.1f} minutes.")
 
 
-def write_table(name: str, table: Table, job: Reproduction, options: Sequence[str]) -> None:
+def scores_file(settings: Settings, name: str) -> Path:
+    """Where the scenes behind a table are kept."""
+    return Path(settings.results) / "scores" / f"{name}.parquet"
+
+
+def collect(table: Table, job: Reproduction, scores: TableScores) -> None:
+    """Adds the seeds that were run here, from the evaluations."""
+    for window in split_of(table, job.settings).windows:
+        scores.log_of[window.token] = window.log_name
+    for seed in job.settings.seeds:
+        if scores.has(table, seed):
+            continue
+        for row in table.rows:
+            folders = {b: job.evaluation_folder(row.plan, b, seed) for b in table.benchmarks}
+            scores.add(row.title, seed, read_evaluation(folders, row.is_draft), table.columns)
+        scores.minutes[seed] = job.minutes(table, seed)
+
+
+def split_of(table: Table, settings: Settings) -> SplitScenes:
+    """The held-out scenes of a table."""
+    keys = settings.two_stage if table.benchmarks == ("navhard_two_stage",) else settings.test
+    return load_split_scenes(from_mapping(DatasetKeys, keys))
+
+
+def write_table(
+    name: str, table: Table, job: Reproduction, scores: TableScores, options: Sequence[str]
+) -> None:
     """NAME.csv, NAME.md, NAME.png in the folder of results."""
     settings = job.settings
-    keys = settings.two_stage if table.benchmarks == ("navhard_two_stage",) else settings.test
-    scenes = load_split_scenes(from_mapping(DatasetKeys, keys))
-    log_of = {window.token: window.log_name for window in scenes.windows}
-    tables = [
-        [
-            read_evaluation(
-                {b: job.evaluation_folder(row.plan, b, seed) for b in table.benchmarks}, row.is_draft
-            )
-            for seed in settings.seeds
-        ]
-        for row in table.rows
-    ]
-    results = table_results(table, tables, [PLANS[row.plan].note for row in table.rows], log_of)
+    shown = [[scores.tables[row.title, seed] for seed in settings.seeds] for row in table.rows]
+    results = table_results(table, shown, [PLANS[row.plan].note for row in table.rows], scores.log_of)
     latency_ms: list[float] = []
     if table.kind == "latency":
         known = job.latencies()
         latency_ms = [known[row.latency] for row in table.rows if row.latency is not None]
     folder = Path(settings.results)
     notes = folder / "notes" / f"{name}.md"
+    took = ", ".join(f"{scores.minutes[seed]:.0f}" for seed in settings.seeds)
+    facts = [
+        f"Made by `{told_command(name, options)}` ({len(set(scores.log_of.values()))} logs).",
+        f"Training and evaluating all rows took {took} minutes by seed, one command after another; what",
+        f"other tables show too is counted again. By scene: [scores/{name}.parquet](scores/{name}.parquet).",
+    ]
     text = to_markdown(
         name,
         table,
         results,
         settings.seeds,
-        [f"Made by `{told_command(name, options)}` ({len(set(log_of.values()))} logs)."],
+        facts,
         notes.read_text(encoding="utf-8") if notes.is_file() else "",
         latency_ms,
     )
     write_bytes(folder / f"{name}.csv", to_csv(table, results, settings.seeds).encode())
     write_bytes(folder / f"{name}.md", text.encode())
-    if table.kind == "pairs":
-        draw_pairs(chosen_pairs(table, job, scenes), scenes, folder / f"{name}.png")
-    else:
-        draw(table, results, folder / f"{name}.png", latency_ms)
+    picture = folder / f"{name}.png"
+    if table.kind != "pairs":
+        draw(table, results, picture, latency_ms)
+    elif plans_folder(table, job).is_dir() or not picture.is_file():  # else made elsewhere, and stays
+        scenes = split_of(table, settings)
+        draw_pairs(chosen_pairs(table, job, scenes), scenes, picture)
     print(f"\n{text}\n  {folder / name}.csv, .md, .png")
 
 
+def plans_folder(table: Table, job: Reproduction) -> Path:
+    """Where the plans that Figure 6 shows were made: those of the first seed."""
+    return job.evaluation_folder(table.rows[1].plan, "navsim_v1", job.settings.seeds[0])
+
+
 def chosen_pairs(table: Table, job: Reproduction, scenes: SplitScenes) -> list[Pair]:
-    """The plans that refinement changed most, of the first seed."""
-    folder = job.evaluation_folder(table.rows[1].plan, "navsim_v1", job.settings.seeds[0])
+    """The plans that refinement changed most."""
+    folder = plans_folder(table, job)
     tokens = most_changed(read_csv(folder / BEFORE_NAME), read_csv(folder / RESULTS_NAME), PAIRS_EACH)
     plans = read_predictions(folder / PREDICTIONS_NAME)
     windows = {window.token: window for window in scenes.windows}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def run_once(
             "delete the folder"
         )
     if done.is_file():
-        if json.loads(done.read_text()) != command:
+        if json.loads(done.read_text())["command"] != command:
             raise DataError(
                 f"{folder} was made by another command than this configuration asks for (see {done}): choose "
                 "another output, or delete the folder"
@@ -104,14 +105,17 @@ def run_once(
         return
     if made_from:
         write_bytes(inputs, (json.dumps(found, indent=1) + "\n").encode())
+    started = time.monotonic()
     run_command(script, *arguments, log=log, launcher=launcher)
-    write_bytes(done, (json.dumps(command, indent=1) + "\n").encode())
+    record = {"command": command, "seconds": round(time.monotonic() - started, 1)}
+    write_bytes(done, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _made_by(folder: Path) -> str:
     """SHA-256 of the command that has filled a folder, and so on for what that was made from."""
-    records = [file.read_bytes() for name in (_DONE_NAME, _INPUTS_NAME) if (file := folder / name).is_file()]
-    return hashlib.sha256(b"".join(records)).hexdigest()
+    done, inputs = folder / _DONE_NAME, folder / _INPUTS_NAME
+    command = json.dumps(json.loads(done.read_text())["command"]).encode() if done.is_file() else b""
+    return hashlib.sha256(command + (inputs.read_bytes() if inputs.is_file() else b"")).hexdigest()
 
 
 class Reproduction:
@@ -217,44 +221,91 @@ class Reproduction:
     # ------------------------------------------------------------------------------------------ latency
 
     def latencies(self) -> dict[tuple[str, int], float]:
-        """Latency of a plan [ms] by method and steps, of the main model's first seed, measured alone."""
-        folder = self.output / "latency"
-        arm = self.arm_folder("hybrid", self.settings.seeds[0])
-        arguments = ("--checkpoint", str(arm / "model"), "--output", str(folder), *self.settings.latency)
-        run_once(folder, "tools/bench_latency.py", *arguments, log=None, made_from=[arm])
-        with (folder / "latency.csv").open(newline="") as file:
+        """Latency of a plan [ms] by method and steps, of the main model's first seed.
+
+        Measured once for a folder of results, with no other command beside it.
+        """
+        kept = Path(self.settings.results) / "scores" / "latency.csv"
+        if not kept.is_file():
+            folder, arm = self.output / "latency", self.arm_folder("hybrid", self.settings.seeds[0])
+            arguments = ("--checkpoint", str(arm / "model"), "--output", str(folder), *self.settings.latency)
+            run_once(folder, "tools/bench_latency.py", *arguments, log=None, made_from=[arm])
+            write_bytes(kept, (folder / "latency.csv").read_bytes())
+        with kept.open(newline="") as file:
             return {
                 (row["method"], int(row["steps"])): float(row["total_ms"]) for row in csv.DictReader(file)
             }
 
     # ------------------------------------------------------------------------------------------ all
 
-    def run(self, tables: Iterable[Table]) -> None:
-        """Everything that the tables show."""
-        wanted: dict[tuple[str, Benchmark], None] = {}
-        for table in tables:
-            for row in table.rows:
-                for benchmark in table.benchmarks:
-                    if benchmark == "navsim_v2":  # scores what navsim_v1 has planned
-                        wanted[row.plan, "navsim_v1"] = None
-                    wanted[row.plan, benchmark] = None
-        arms = with_parents(arm for plan, _ in wanted for arm in PLANS[plan].needs)
-        has_scorer = any(ARMS[name].script == SCORER for name in arms)
-        self.prepare({benchmark for _, benchmark in wanted}, bool(arms), has_scorer)
+    def run(self, tables: Mapping[int, Sequence[Table]]) -> None:
+        """Everything that tables show of some seeds.
+
+        Args:
+          tables: by seed.
+        """
+        wanted = {seed: _evaluations(shown) for seed, shown in tables.items() if shown}
+        if not wanted:
+            return
+        arms = {seed: _arms(evaluations) for seed, evaluations in wanted.items()}
+        has_scorer = any(ARMS[name].script == SCORER for names in arms.values() for name in names)
+        benchmarks = {benchmark for evaluations in wanted.values() for _, benchmark in evaluations}
+        self.prepare(benchmarks, any(arms.values()), has_scorer)
 
         steps: dict[Key, Step] = {}
-        for seed in self.settings.seeds:
-            for name in arms:
+        for seed, evaluations in wanted.items():
+            for name in arms[seed]:
                 after = tuple(("train", needed, seed) for needed in ARMS[name].needs)
                 steps["train", name, seed] = Step(partial(self.train, name, seed), after)
-            for plan, benchmark in wanted:
-                if PLANS[plan].arm is None and seed != self.settings.seeds[0]:
-                    continue
-                after = tuple(("train", needed, seed) for needed in PLANS[plan].needs)
+            for plan, benchmark in evaluations:
+                shared = min(wanted) if PLANS[plan].arm is None else seed
+                after = tuple(("train", needed, shared) for needed in PLANS[plan].needs)
                 if benchmark == "navsim_v2":
-                    after = (("navsim_v1", plan, seed),)
-                steps[benchmark, plan, seed] = Step(partial(self.evaluate, plan, benchmark, seed), after)
+                    after = (("navsim_v1", plan, shared),)
+                steps[benchmark, plan, shared] = Step(partial(self.evaluate, plan, benchmark, shared), after)
         run_steps(steps, self.settings.jobs)
+
+    def minutes(self, table: Table, seed: int) -> float:
+        """What training and evaluating a table's rows took, one by one, for a seed that was run here."""
+        evaluations = _evaluations([table])
+        folders = [self.arm_folder(name, seed) for name in _arms(evaluations)]
+        folders += [self.evaluation_folder(plan, benchmark, seed) for plan, benchmark in evaluations]
+        return sum(json.loads((f / _DONE_NAME).read_text())["seconds"] for f in folders) / 60
+
+    def fingerprint(self, table: Table) -> dict[str, Any]:
+        """The settings that a table's numbers depend on."""
+        settings, recipes = self.settings, {ARMS[name].recipe for name in _arms(_evaluations([table]))}
+        values = {
+            "data": [
+                settings.world,
+                settings.test_world,
+                settings.train,
+                settings.validation,
+                settings.test,
+                settings.two_stage,
+            ],
+            "recipes": {name: settings.recipes[name] for name in sorted(recipes)},
+            "evaluation": [settings.evaluation, settings.coarse],
+            "plans": {row.title: [row.plan, row.is_draft] for row in table.rows},
+        }
+        told: dict[str, Any] = json.loads(json.dumps(values).replace(f'"{settings.output}/', '"${output}/'))
+        return told
+
+
+def _evaluations(tables: Iterable[Table]) -> list[tuple[str, Benchmark]]:
+    """Plans and benchmarks that tables show, and what these are made from."""
+    wanted: dict[tuple[str, Benchmark], None] = {}
+    for table in tables:
+        for row in table.rows:
+            for benchmark in table.benchmarks:
+                if benchmark == "navsim_v2":  # scores what navsim_v1 has planned
+                    wanted[row.plan, "navsim_v1"] = None
+                wanted[row.plan, benchmark] = None
+    return list(wanted)
+
+
+def _arms(evaluations: Iterable[tuple[str, Benchmark]]) -> list[str]:
+    return with_parents(arm for plan, _ in evaluations for arm in PLANS[plan].needs)
 
 
 Key = tuple[str, str, int]

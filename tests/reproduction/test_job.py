@@ -133,13 +133,13 @@ def test_a_table_of_planners_without_training(navsim_mini: Path, tmp_path: Path)
         recipes={},
         evaluation=("num_workers=1",),
     )
-    Reproduction(settings).run([table])
+    Reproduction(settings).run({0: [table], 1: [table]})
     folder = tmp_path / "out" / "untrained" / "evaluations"
     for plan in ("human", "constant_velocity"):
         for benchmark in ("navsim_v1", "navsim_v2"):
             assert len(pd.read_csv(folder / plan / benchmark / "results.csv")) > 1
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("results.csv")}
-    Reproduction(replace(settings, jobs=2)).run([table])
+    Reproduction(replace(settings, jobs=2)).run({0: [table], 1: [table]})
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("results.csv")}
 
 

@@ -1,0 +1,134 @@
+"""The scenes behind a table: kept, read, refused, and enough to make its page again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from drivefine_agent.errors import DataError
+from drivefine_agent.reproduction.job import Reproduction, Settings
+from drivefine_agent.reproduction.scores import TableScores, read_scores, write_scores
+from drivefine_agent.reproduction.tables import TABLES, Row, Table
+
+TABLE = Table(
+    "Things", ("DAC", "PDMS"), (Row("first", "human", base=None), Row("second", "constant_velocity"))
+)
+LOG_OF = {"t0": "log0", "t1": "log0", "t2": "log1"}
+
+
+def result(*scores: float) -> pd.DataFrame:
+    """As tools/evaluate.py's results are read: the last scene has failed; other columns are not kept."""
+    frame = pd.DataFrame({"token": list(LOG_OF), "valid": [True, True, False], "NC": 1.0, "DAC": 0.5})
+    return frame.assign(PDMS=scores)
+
+
+def filled(settings: dict[str, object]) -> TableScores:
+    scores = TableScores(settings, dict(LOG_OF))
+    for seed in (0, 2):
+        scores.add("first", seed, result(0.1, 0.2 + seed, float("nan")), TABLE.columns)
+        scores.add("second", seed, result(0.3, 0.4, float("nan")), TABLE.columns)
+        scores.minutes[seed] = 1.5 + seed
+    return scores
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    settings = {"recipes": {"rl": ("a=1",)}}
+    path = tmp_path / "scores" / "table.parquet"
+    write_scores(path, filled(settings))
+    read = read_scores(path, settings)
+    assert (read.log_of, read.minutes) == (LOG_OF, {0: 1.5, 2: 3.5})
+    assert list(read.tables) == [("first", 0), ("second", 0), ("first", 2), ("second", 2)]
+    one = read.tables["first", 2]
+    assert list(one.columns) == ["token", "valid", "DAC", "PDMS"]
+    assert one["token"].tolist() == ["t0", "t1", "t2"]
+    assert one["valid"].tolist() == [True, True, False]
+    np.testing.assert_array_equal(one["PDMS"], np.array([0.1, 2.2, np.nan], np.float32))
+    assert [read.has(TABLE, seed) for seed in (0, 1, 2)] == [True, False, True]
+    # A row that the table has got since is in no seed yet.
+    longer = replace(TABLE, rows=(*TABLE.rows, Row("third", "human")))
+    assert not read.has(longer, 0)
+
+
+def test_no_file_is_no_seed_and_a_damaged_or_foreign_one_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    assert read_scores(path, {}).tables == {}
+    write_scores(path, filled({"recipes": {"rl": ["a=1"]}, "data": [1]}))
+    with pytest.raises(DataError, match=r"other settings \(recipes\)"):
+        read_scores(path, {"recipes": {"rl": ["a=2"]}, "data": [1]})
+    foreign = pq.read_table(path).replace_schema_metadata({})
+    pq.write_table(foreign, path)
+    with pytest.raises(DataError, match="cannot read the scores of a table"):
+        read_scores(path, {})
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="cannot read the scores of a table"):
+        read_scores(path, {})
+
+
+def settings_of(folder: Path, output: str) -> Settings:
+    data = {"dataset_root": f"{output}/world", "train_test_split": "world_train"}
+    return Settings(
+        tables=("table5",),
+        output=output,
+        results=str(folder / "results"),
+        seeds=(0, 1),
+        jobs=1,
+        world={"seed": 0},
+        test_world=None,
+        train=data,
+        validation=data,
+        test=data,
+        two_stage=data,
+        recipes={"sft": ("a=1",), "rl": ("b=1",)},
+    )
+
+
+def test_settings_are_told_without_the_output_folder(tmp_path: Path) -> None:
+    table = TABLES["table5"]
+    told = Reproduction(settings_of(tmp_path, "/data/out")).fingerprint(table)
+    assert told == Reproduction(settings_of(tmp_path, "elsewhere")).fingerprint(table)
+    assert "/data" not in json.dumps(told)
+    assert told["recipes"] == {"rl": ["b=1"], "sft": ["a=1"]}
+    other = replace(settings_of(tmp_path, "/data/out"), recipes={"sft": ("a=1",), "rl": ("b=2",)})
+    assert Reproduction(other).fingerprint(table) != told
+
+
+@pytest.fixture(scope="module")
+def reproduce() -> ModuleType:
+    path = Path(__file__).parents[2] / "tools" / "reproduce.py"
+    spec = importlib.util.spec_from_file_location("reproduce_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_need_nothing_but_the_scores(tmp_path: Path, reproduce: ModuleType) -> None:
+    """Two seeds lie there; the output folder does not even exist afterwards."""
+    settings, table = settings_of(tmp_path, str(tmp_path / "out")), TABLES["table5"]
+    scores = TableScores(Reproduction(settings).fingerprint(table), dict(LOG_OF))
+    for seed in settings.seeds:
+        for row, value in zip(table.rows, (0.5, 0.75), strict=True):
+            lines = pd.DataFrame({"token": list(LOG_OF), "valid": True})
+            lines = lines.assign(**dict.fromkeys(table.columns, value + seed / 8))
+            scores.add(row.title, seed, lines, table.columns)
+        scores.minutes[seed] = 10 * seed + 7.2
+    write_scores(tmp_path / "results" / "scores" / "table5.parquet", scores)
+    reproduce.reproduce(settings, ["seeds=[0,1]"])
+    page = (tmp_path / "results" / "table5.md").read_text()
+    assert "took 7, 17 minutes by seed" in page
+    assert "(2 logs)" in page
+    assert "50.0, 62.5" in page  # EPDMS by seed
+    assert "75.0, 87.5" in page
+    assert (tmp_path / "results" / "table5.png").stat().st_size > 1000
+    csv = pd.read_csv(tmp_path / "results" / "table5.csv")
+    assert csv["difference"].iloc[1] == pytest.approx(0.25)
+    assert not (tmp_path / "out").exists()
