@@ -105,10 +105,11 @@ def write_table(
     folder = Path(settings.results)
     notes = folder / "notes" / f"{name}.md"
     took = ", ".join(f"{scores.minutes[seed]:.0f}" for seed in settings.seeds)
+    took += " minutes by seed" if len(settings.seeds) > 1 else " minutes"
     facts = [
         f"Made by `{told_command(name, options)}` ({len(set(scores.log_of.values()))} logs).",
-        f"Training and evaluating all rows took {took} minutes by seed, one command after another; what",
-        f"other tables show too is counted again. By scene: [scores/{name}.parquet](scores/{name}.parquet).",
+        f"Training and evaluating all rows took {took}, one command after another; what other tables show",
+        f"too is counted again. By scene: [scores/{name}.parquet](scores/{name}.parquet).",
     ]
     text = to_markdown(
         name,

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +43,7 @@ class Settings:
     world: Mapping[str, Any] | None
     """Arguments of tools/make_world.py for training; None: `train` names data that exist."""
     test_world: Mapping[str, Any] | None
+    two_stage_world: Mapping[str, Any] | None
     train: Mapping[str, str | None]
     """dataset_root and train_test_split, or other keys of the data."""
     validation: Mapping[str, str | None]
@@ -125,15 +126,23 @@ class Reproduction:
         """See `Settings`."""
         self.settings = settings
         self.output = Path(settings.output)
+        worlds = {
+            "world": settings.world,
+            "test_world": settings.test_world,
+            "two_stage_world": settings.two_stage_world,
+        }
+        self._worlds = {self.output / name: made for name, made in worlds.items() if made is not None}
 
     # ------------------------------------------------------------------------------------------ data
 
-    def prepare(self, benchmarks: Iterable[Benchmark], trains: bool, has_scorer: bool) -> None:
+    def prepare(self, benchmarks: Collection[Benchmark], trains: bool, has_scorer: bool) -> None:
         """Worlds, and scenes prepared for scoring, as far as they are needed."""
-        for name, world in (("world", self.settings.world), ("test_world", self.settings.test_world)):
-            if world is not None and (trains or name == "test_world"):
-                folder = self.output / name
-                run_once(folder, "tools/make_world.py", f"output={folder}", *_arguments(world), log=None)
+        needed = [self.settings.train, self.settings.validation] if trains else []
+        needed += [self.settings.test] if {"navsim_v1", "navsim_v2"} & set(benchmarks) else []
+        needed += [self.settings.two_stage] if "navhard_two_stage" in benchmarks else []
+        for folder in dict.fromkeys(folder for data in needed for folder in self._world_of(data)):
+            arguments = _arguments(self._worlds[folder])
+            run_once(folder, "tools/make_world.py", f"output={folder}", *arguments, log=None)
         if trains:
             self._build_cache("cache_train", self.settings.train, "navsim_v1")
         if has_scorer:
@@ -150,8 +159,7 @@ class Reproduction:
 
     def _world_of(self, data: Mapping[str, str | None]) -> list[Path]:
         """The folder of the data, if it is a world that was made here."""
-        worlds = (self.output / "world", self.output / "test_world")
-        return [folder for folder in worlds if str(folder) == data.get("dataset_root")]
+        return [folder for folder in self._worlds if str(folder) == data.get("dataset_root")]
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -275,15 +283,11 @@ class Reproduction:
     def fingerprint(self, table: Table) -> dict[str, Any]:
         """The settings that a table's numbers depend on."""
         settings, recipes = self.settings, {ARMS[name].recipe for name in _arms(_evaluations([table]))}
+        is_two_stage = table.benchmarks == ("navhard_two_stage",)
+        data = [settings.train, settings.validation, settings.two_stage if is_two_stage else settings.test]
         values = {
-            "data": [
-                settings.world,
-                settings.test_world,
-                settings.train,
-                settings.validation,
-                settings.test,
-                settings.two_stage,
-            ],
+            "data": data,
+            "worlds": [self._worlds[folder] for keys in data for folder in self._world_of(keys)],
             "recipes": {name: settings.recipes[name] for name in sorted(recipes)},
             "evaluation": [settings.evaluation, settings.coarse],
             "plans": {row.title: [row.plan, row.is_draft] for row in table.rows},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,25 +73,25 @@ def to_markdown(
         one = len(set(result.by_seed)) == 1
         by_seed = "" if one else ", ".join(f"{100 * v:.1f}" for v in result.by_seed)
         lines.append(
-            _line([title, *(f"{100 * result.means[c]:.1f}" for c in table.columns), by_seed, against])
+            _line([title, *(_points(result.means[column]) for column in table.columns), by_seed, against])
         )
     if latency_ms:
         lines += ["", _line(["row", "latency of a plan [ms]"]), "|---|---|"]
         lines += [_line([row.title, f"{ms:.1f}"]) for row, ms in zip(table.rows, latency_ms, strict=True)]
-    if any(row.paper for row in table.rows):
+    if table.paper_rows:
         lines += ["", "The paper's numbers (8B model, NAVSIM's own scenes):", ""]
         lines += [_line(["row", *table.columns]), "|---" * (1 + len(table.columns)) + "|"]
-        for row in table.rows:
-            if row.paper:
-                cells = [f"{row.paper[c]:.1f}" if c in row.paper else "" for c in table.columns]
-                lines.append(_line([row.title, *cells]))
+        for row in table.paper_rows:
+            cells = [f"{row.paper[c]:.1f}" if c in row.paper else "" for c in table.columns]
+            lines.append(_line([row.title, *cells]))
     failed = sum(result.num_invalid for result in results)
     lines += [
         "",
         f"{results[0].num_scenes} held-out {'groups of scenes' if 'stage 1' in table.columns else 'scenes'}, "
         f"seeds {', '.join(map(str, seeds))}, {failed} failed scorings (in no mean). Intervals: paired "
-        "bootstrap over whole logs of each scene's mean over seeds; * excludes zero. They do not contain how "
-        "training differs between seeds, which `by seed` shows.",
+        "bootstrap over whole logs of each scene's mean over seeds; * excludes zero. How training differs "
+        "between seeds"
+        + (" is not in them: `by seed` shows it." if len(seeds) > 1 else ", one seed cannot show."),
         "",
         f"![{name}]({name}.png)",
         "",
@@ -99,6 +100,10 @@ def to_markdown(
     if notes:
         lines += ["", notes.strip()]
     return "\n".join([*lines, ""])
+
+
+def _points(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -135,7 +140,7 @@ def _beside_the_paper(table: Table, results: Sequence[RowResult]) -> Figure:
     from matplotlib import pyplot
 
     metric = table.metric
-    known = [n for n, row in enumerate(table.rows) if metric in row.paper]
+    known = [row for row in table.paper_rows if metric in row.paper]
     is_line = table.kind == "line"
     panels = 2 if known else 1
     figure, axes = pyplot.subplots(
@@ -159,10 +164,16 @@ def _beside_the_paper(table: Table, results: Sequence[RowResult]) -> Figure:
             own.plot(seeds, [place] * len(seeds), ".", color=OURS, alpha=0.4)
     if is_line:
         own.plot(places, [100 * result.own.mean for result in results], color=OURS, alpha=0.6)
+        own.set_xticks(places)
     own.set_title("ours; bars: 95 %, dots: seeds", fontsize=9)
     if known:
-        x, y = [places[n] for n in known], [table.rows[n].paper[metric] for n in known]
-        axes[0, 1].plot(*((x, y) if is_line else (y, x)), "s-" if is_line else "s", color=PAPER)
+        values = [row.paper[metric] for row in known]
+        if is_line:
+            x = [float(row.x) for row in known if row.x is not None]
+            axes[0, 1].plot(x, values, "s-", color=PAPER)
+            axes[0, 1].set_xticks(x)
+        else:
+            axes[0, 1].plot(values, [places[table.rows.index(row)] for row in known], "s", color=PAPER)
         axes[0, 1].set_title("the paper", fontsize=9)
     for axis in axes[0]:
         axis.grid(alpha=0.3)

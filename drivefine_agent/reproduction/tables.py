@@ -53,6 +53,14 @@ class Table:
     arrows from the base; against latency; the scenes that the second row changed most."""
     x_label: str = ""
     """Of a line."""
+    left_out: tuple[Row, ...] = ()
+    """Rows of the paper that the model does not have: of them, only the paper's numbers are shown."""
+
+    @property
+    def paper_rows(self) -> list[Row]:
+        """Rows that the paper has numbers for, along the axis of a line."""
+        rows = [row for row in (*self.rows, *self.left_out) if row.paper]
+        return sorted(rows, key=lambda row: 0.0 if row.x is None else row.x)
 
 
 def fitted(table: Table, same_as: Mapping[str, str], skip: Collection[str]) -> Table:
@@ -73,6 +81,7 @@ def fitted(table: Table, same_as: Mapping[str, str], skip: Collection[str]) -> T
     return replace(
         table,
         rows=tuple(replace(row, base=None if row.base is None else new_place[row.base]) for row in kept),
+        left_out=tuple(replace(row, base=None) for row in rows if row.plan in skip),
     )
 
 
@@ -107,7 +116,7 @@ TABLE_1 = Table(
             base=_SAMPLE,
         ),
         Row("DriveFine, generator's second pass in place of the refiner", "hybrid_second_pass"),
-        Row("DriveFine, grey image", "hybrid_blind"),
+        Row("DriveFine, blind", "hybrid_blind"),
         Row("autoregressive, supervised only", "ar_sft"),
         Row("autoregressive, GRPO", "ar_grpo"),
         Row("diffusion head, supervised only", "head_sft"),

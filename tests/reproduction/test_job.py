@@ -126,6 +126,7 @@ def test_a_table_of_planners_without_training(navsim_mini: Path, tmp_path: Path)
         jobs=1,
         world=None,
         test_world=None,
+        two_stage_world=None,
         train=data,
         validation=data,
         test=data,

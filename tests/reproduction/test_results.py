@@ -93,7 +93,16 @@ def test_pages_say_what_was_found_and_what_failed(tmp_path: Path) -> None:
     assert "| second (an oracle) | 60.0 | 60.0 | 70.0, 50.0 | first: +20.0 [+20.0, +20.0] * |" in text
     assert "| first |  | 86.7 |" in text
     assert "3 held-out scenes, seeds 7, 8, 1 failed scorings" in text
+    assert "`by seed` shows it" in text
     assert text.rstrip().endswith("It shows nothing.")
+    # A row without a column's numbers, one that the model does not have, and one seed.
+    longer = replace(table, left_out=(Row("third", "sft", paper={"PDMS": 90.0}, x=0.5, base=None),))
+    nameless = [r.drop(columns="DAC").assign(DAC=float("nan")) for r in rows[0][:1]]
+    few = table_results(table, [nameless, rows[1][:1]], ["", ""], OWN_LOGS)
+    page = to_markdown("table9", longer, few, [7], [], "")
+    assert "| first | - | 50.0 |" in page
+    assert "| first |  | 86.7 |\n| third |  | 90.0 |" in page
+    assert "one seed cannot show" in page
     saved = tmp_path / "t.csv"
     saved.write_text(to_csv(table, found, [7, 8]))
     frame = pd.read_csv(saved)
@@ -101,7 +110,7 @@ def test_pages_say_what_was_found_and_what_failed(tmp_path: Path) -> None:
     assert frame["difference"].tolist()[1] == pytest.approx(0.2)
     assert frame["paper PDMS"].tolist()[0] == 86.7
     timed = tuple(replace(row, latency=("cached", n)) for n, row in enumerate(table.rows))
-    shapes = (table, replace(table, kind="rows"), replace(table, kind="plane"))
+    shapes = (longer, replace(table, kind="rows"), replace(table, kind="plane"))
     for number, shape in enumerate((*shapes, replace(table, kind="latency", rows=timed))):
         draw(shape, found, tmp_path / f"{number}.png", latency_ms=[3.0, 4.0])
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")

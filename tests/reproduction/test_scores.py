@@ -82,6 +82,7 @@ def settings_of(folder: Path, output: str) -> Settings:
         jobs=1,
         world={"seed": 0},
         test_world=None,
+        two_stage_world=None,
         train=data,
         validation=data,
         test=data,
