@@ -98,7 +98,7 @@ def run_once(
             "delete the folder"
         )
     if done.is_file():
-        if json.loads(done.read_text())["command"] != command:
+        if _record(folder)["command"] != command:
             raise DataError(
                 f"{folder} was made by another command than this configuration asks for (see {done}): choose "
                 "another output, or delete the folder"
@@ -115,8 +115,19 @@ def run_once(
 def _made_by(folder: Path) -> str:
     """SHA-256 of the command that has filled a folder, and so on for what that was made from."""
     done, inputs = folder / _DONE_NAME, folder / _INPUTS_NAME
-    command = json.dumps(json.loads(done.read_text())["command"]).encode() if done.is_file() else b""
+    command = json.dumps(_record(folder)["command"]).encode() if done.is_file() else b""
     return hashlib.sha256(command + (inputs.read_bytes() if inputs.is_file() else b"")).hexdigest()
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The command that has filled a folder, and its seconds."""
+    file = folder / _DONE_NAME
+    record = json.loads(file.read_text())
+    if not isinstance(record, dict) or not {"command", "seconds"} <= set(record):
+        raise DataError(
+            f"cannot read what made {folder} from {file}: choose another output, or delete the folder"
+        )
+    return record
 
 
 class Reproduction:
@@ -278,7 +289,7 @@ class Reproduction:
         evaluations = _evaluations([table])
         folders = [self.arm_folder(name, seed) for name in _arms(evaluations)]
         folders += [self.evaluation_folder(plan, benchmark, seed) for plan, benchmark in evaluations]
-        return sum(json.loads((f / _DONE_NAME).read_text())["seconds"] for f in folders) / 60
+        return sum(_record(folder)["seconds"] for folder in folders) / 60
 
     def fingerprint(self, table: Table) -> dict[str, Any]:
         """The settings that a table's numbers depend on."""

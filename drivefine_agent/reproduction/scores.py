@@ -84,7 +84,7 @@ def read_scores(path: Path, settings: Mapping[str, Any]) -> TableScores:
         frame = lines.to_pandas()
         groups = frame.groupby(["row", "seed"], sort=False)
         scores.log_of = dict(zip(frame["token"], frame["log"], strict=True))
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"cannot read the scores of a table from {path}: {error}; delete it") from error
     if found != json.loads(json.dumps(settings)):
         other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import hydra
 import pandas as pd
@@ -80,6 +80,9 @@ def test_a_folder_belongs_to_one_command(tmp_path: Path) -> None:
     assert not (tmp_path / "log").exists()  # not run again
     with pytest.raises(DataError, match="made by another command"):
         run_once(folder, script, "-h", log=tmp_path / "log")
+    (folder / "command.json").write_text('["what was written before commands were timed"]')
+    with pytest.raises(DataError, match="cannot read what made"):
+        run_once(folder, script, "--help", log=tmp_path / "log")
 
 
 def test_what_was_made_from_an_earlier_input_is_refused(tmp_path: Path) -> None:
@@ -157,13 +160,7 @@ def test_configurations_fit_the_settings(name: str) -> None:
     assert [row.x for row in table.rows if row.plan == "hybrid_coarse"] == [main]
 
 
-def test_pages_name_the_command_with_all_that_numbers_depend_on() -> None:
-    path = Path(__file__).parents[2] / "tools" / "reproduce.py"
-    spec = importlib.util.spec_from_file_location("reproduce_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    reproduce = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reproduce)
+def test_pages_name_the_command_with_all_that_numbers_depend_on(reproduce: ModuleType) -> None:
     options = ["--config-name", "reproduce_8b", "tables=all", "seeds=[0,1]", "output=/data/x", "jobs=2"]
     options += ["recipes.rl=[run.max_steps=9]"]
     assert shlex.split(reproduce.told_command("table4", options)) == [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -99,17 +98,6 @@ def test_settings_are_told_without_the_output_folder(tmp_path: Path) -> None:
     assert told["recipes"] == {"rl": ["b=1"], "sft": ["a=1"]}
     other = replace(settings_of(tmp_path, "/data/out"), recipes={"sft": ("a=1",), "rl": ("b=2",)})
     assert Reproduction(other).fingerprint(table) != told
-
-
-@pytest.fixture(scope="module")
-def reproduce() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "reproduce.py"
-    spec = importlib.util.spec_from_file_location("reproduce_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_pages_need_nothing_but_the_scores(tmp_path: Path, reproduce: ModuleType) -> None:
