@@ -25,7 +25,7 @@ from drivefine_agent.data.nuplan_records import Record, member_of, path_text, re
 from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, Guard, load_pickle_bytes
 from drivefine_agent.errors import DataError, UnsafePickleError
 
-MAX_CACHE_BYTES = 512 * 1024**2
+MAX_CACHE_BYTES = 64 * 1024**2
 """Decompressed size above which a cache is refused. A real one has a few megabytes."""
 
 _MAX_DECODER_BYTES = 64 * 1024**2  # NAVSIM's preset needs less than 1 MiB

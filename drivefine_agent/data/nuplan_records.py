@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from drivefine_agent.constants import AGENT_TYPES, TRACK_TYPES
-from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, Guard
+from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, Guard, PickledObject
 from drivefine_agent.data.types import GlobalObjects
 from drivefine_agent.errors import DataError, UnsafePickleError
 
@@ -50,7 +50,7 @@ class _Closed(type):
         raise UnsafePickleError(f"a pickle tried to set the attribute {name!r} of a class")
 
 
-class Record(metaclass=_Closed):
+class Record(PickledObject, metaclass=_Closed):
     """An object of a pickle, as the fields that the pickle sets."""
 
     __slots__ = ("fields",)
@@ -67,6 +67,10 @@ class Record(metaclass=_Closed):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UnsafePickleError(f"a pickle tried to set the attribute {name!r} of a {self.kind}")
+
+    def pickled_fields(self) -> dict[str, Any]:
+        """See `PickledObject`."""
+        return self.fields
 
     def __setstate__(self, state: Any) -> None:
         """Takes a dict, or what a class with slots has: (dict or None, dict); once."""

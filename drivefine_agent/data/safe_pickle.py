@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from drivefine_agent.data.pickle_scan import check_opcodes
 from drivefine_agent.errors import DataError, UnsafePickleError
 
 MAX_PICKLE_BYTES = 2 * 1024**3
 """Files above this are refused before they are read. A log of NAVSIM has a few tens of megabytes."""
 
 _MAX_NESTING = 64
+_MAX_ITEMS_PER_BYTE = 4
+_ALWAYS_ALLOWED_ITEMS = 2**16
 _PLAIN_DTYPE = re.compile(r"[biufcSUO]\d{0,6}")
 
 # What a damaged or foreign pickle can make the unpickler raise.
@@ -100,6 +103,8 @@ class _PickledArray(np.ndarray):
             raise UnsafePickleError("a numpy array in a pickle has a state that numpy does not write")
         version, shape, dtype, is_fortran, data = state
         size = _size(shape)
+        if dtype.value.itemsize == 0 and size > 0:  # any number of items in no bytes
+            raise UnsafePickleError("the items of a numpy array in a pickle must have a size")
         if dtype.value.hasobject:
             is_fitting = isinstance(data, list) and len(data) == size
         else:
@@ -135,6 +140,8 @@ def _scalar(dtype: Any, data: Any) -> Any:
         raise UnsafePickleError("a numpy scalar in a pickle must have a plain dtype")
     if not isinstance(data, bytes) or len(data) != dtype.value.itemsize:
         raise UnsafePickleError("a numpy scalar in a pickle must be made from as many bytes as its dtype has")
+    if not data:  # an empty text
+        return dtype.value.type()
     return np.frombuffer(data, dtype=dtype.value)[0]
 
 
@@ -152,6 +159,26 @@ def _no_bytes(*args: Any) -> bytes:
     return b""
 
 
+def _members(items: Any) -> list[Any]:
+    """The members of a set, as pickles of protocol 3 and below list them; see `pickle_scan` on keys."""
+    if not isinstance(items, list) or not all(map(_is_member, items)):
+        raise UnsafePickleError("a set in a pickle must be made from a list of texts, bytes or small numbers")
+    return items
+
+
+def _is_member(item: Any) -> bool:
+    is_small = isinstance(item, int) and item.bit_length() <= 64
+    return is_small or item is None or isinstance(item, str | bytes | float)
+
+
+def _set(items: Any) -> set[Any]:
+    return set(_members(items))
+
+
+def _frozenset(items: Any) -> frozenset[Any]:
+    return frozenset(_members(items))
+
+
 def _numpy_names() -> dict[tuple[str, str], Any]:
     """The names under which numpy 1.x and 2.x write arrays, scalars and dtypes."""
     names: dict[tuple[str, str], Any] = {
@@ -159,10 +186,10 @@ def _numpy_names() -> dict[tuple[str, str], Any]:
         ("numpy", "dtype"): Guard(_Dtype),
         ("_codecs", "encode"): Guard(_latin1_encode),
         ("__builtin__", "bytes"): Guard(_no_bytes),
-        ("builtins", "set"): set,
-        ("builtins", "frozenset"): frozenset,
-        ("__builtin__", "set"): set,
-        ("__builtin__", "frozenset"): frozenset,
+        ("builtins", "set"): Guard(_set),
+        ("builtins", "frozenset"): Guard(_frozenset),
+        ("__builtin__", "set"): Guard(_set),
+        ("__builtin__", "frozenset"): Guard(_frozenset),
     }
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = Guard(_empty_array)
@@ -224,9 +251,9 @@ def load_pickle_bytes(
     data: bytes, where: str, allow: Mapping[tuple[str, str], Any] = NUMPY_AND_BUILTINS
 ) -> Any:
     """The object in a pickle held in memory; `where` names its origin in messages. See `load_pickle`."""
-    stream = io.BytesIO(data)
     try:
-        value = _RestrictedUnpickler(stream, allow, where).load()
+        check_opcodes(data)
+        value = _RestrictedUnpickler(io.BytesIO(data), allow, where).load()
     except UnsafePickleError as error:
         if where in str(error):
             raise
@@ -238,39 +265,81 @@ def load_pickle_bytes(
             f"not a complete pickle ({type(error).__name__}: {error}): {where}, {len(data)} bytes; "
             f"the file is truncated or of another format, fetch or write it again"
         ) from error
-    return _plain(value, where, {}, 0)
+    return _Walk(where, _MAX_ITEMS_PER_BYTE * len(data) + _ALWAYS_ALLOWED_ITEMS).plain(value)[0]
 
 
-def _plain(value: Any, where: str, seen: dict[int, tuple[Any, Any]], depth: int) -> Any:
-    """`value` with plain numpy objects for the checked stand-ins. Lists and dicts are changed in place.
+class PickledObject:
+    """Base of what stands for a foreign class in an allow-list: an object that holds fields and no code."""
 
-    `seen` holds what was visited, by id, with what became of it: a container that occurs a million times in
-    a few bytes of pickle is visited once.
+    __slots__ = ()
+
+    def pickled_fields(self) -> dict[str, Any]:
+        """The fields that the pickle has set, by name; changed in place when the pickle is read."""
+        raise NotImplementedError
+
+
+class _Walk:
+    """Puts plain numpy objects in place of the checked stand-ins, within lists, dicts and fields.
+
+    A container that occurs a million times in a few bytes of pickle is visited once, but counted a million
+    times: whoever reads the value meets it as often, and may copy it each time.
     """
-    if depth > _MAX_NESTING:
-        raise DataError(f"the data in a pickle may be nested {_MAX_NESTING} deep, got more: {where}")
-    if isinstance(value, _PickledArray):
-        value = value.view(np.ndarray)
-    if isinstance(value, _Dtype):
-        return value.value
-    if isinstance(value, Guard | type):
-        raise UnsafePickleError(f"the pickle holds a function or class instead of data: {where}")
-    if isinstance(value, list | dict) or (isinstance(value, np.ndarray) and value.dtype.hasobject):
-        if id(value) in seen:
-            return value
-        seen[id(value)] = (value, value)
+
+    def __init__(self, where: str, most: int) -> None:
+        self._where = where
+        self._most = most
+        self._seen: dict[int, tuple[Any, Any, int]] = {}
+
+    def plain(self, value: Any, depth: int = 0) -> tuple[Any, int]:
+        """A plain value and how many items it has, counting shared ones as often as they occur."""
+        if depth > _MAX_NESTING:
+            raise DataError(
+                f"the data in a pickle may be nested {_MAX_NESTING} deep, got more: {self._where}; "
+                "this is no file of NAVSIM"
+            )
+        if isinstance(value, str | bytes | bytearray):
+            return value, 1 + len(value) // 8
+        if not isinstance(value, _CONTAINERS):
+            return value, 1
+        known = self._seen.get(id(value))
+        if known is None:
+            self._seen[id(value)] = (value, value, 1)  # for a container that holds itself
+            made, count = self._visit(value, depth)
+            if count > self._most:
+                raise UnsafePickleError(
+                    f"the data in a pickle may have at most {self._most} items for its size, shared ones "
+                    f"counted as often as they occur, got more: {self._where}; this is no file of NAVSIM"
+                )
+            known = self._seen[id(value)] = (value, made, count)
+        return known[1], known[2]
+
+    def _visit(self, value: Any, depth: int) -> tuple[Any, int]:
+        if isinstance(value, _PickledArray):
+            value = value.view(np.ndarray)
+        if isinstance(value, _Dtype):
+            return value.value, 1
+        if isinstance(value, Guard | type):
+            raise UnsafePickleError(
+                f"the pickle holds a function or class instead of data: {self._where}; "
+                "do not open this file with a plain unpickler"
+            )
+        if isinstance(value, tuple):
+            pairs = [self.plain(item, depth + 1) for item in value]
+            return tuple(item for item, _ in pairs), 1 + sum(count for _, count in pairs)
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return value, 1 + value.nbytes // 8
         items: Any = value
         if isinstance(value, np.ndarray):
             items = value.reshape(-1) if value.flags.c_contiguous else value.T.reshape(-1)
+        elif isinstance(value, PickledObject):
+            items = value.pickled_fields()
+        total = 1
         for key, item in items.items() if isinstance(items, dict) else enumerate(items):
-            if isinstance(item, _CONTAINERS):
-                items[key] = _plain(item, where, seen, depth + 1)
-    elif isinstance(value, tuple) and any(isinstance(item, _CONTAINERS) for item in value):
-        if id(value) not in seen:
-            made = tuple(_plain(item, where, seen, depth + 1) for item in value)
-            seen[id(value)] = (value, made)
-        return seen[id(value)][1]
-    return value
+            made, count = self.plain(item, depth + 1)
+            total += count
+            if made is not item:
+                items[key] = made
+        return value, total
 
 
-_CONTAINERS = (list, dict, tuple, np.ndarray, _Dtype, Guard, type)
+_CONTAINERS = (list, dict, tuple, np.ndarray, _Dtype, Guard, type, PickledObject)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from drivefine_agent.constants import HORIZON_S, NUM_POSE_FIELDS, NUM_POSES, POSE_INTERVAL_S
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.data.pickle_names import PROTOCOL, numpy_1_name, rename_globals
-from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, load_pickle
+from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, PickledObject, load_pickle
 from drivefine_agent.errors import DataError, UnsafePickleError
 
 SUBMISSION_NAME = "submission.pkl"
@@ -90,7 +90,7 @@ class Submission:
         return not self.predictions
 
 
-class PickledSampling:
+class PickledSampling(PickledObject):
     """Stands for nuPlan's `TrajectorySampling` in a pickle; `state` is what the file sets, unchecked."""
 
     state: dict[str, Any] = {}  # noqa: RUF012 - see PickledTrajectory
@@ -102,10 +102,14 @@ class PickledSampling:
         return self.state
 
     def __setstate__(self, state: Any) -> None:
-        self.state = _plain_state(state, "TrajectorySampling")
+        self.state = _checked_state(state, "TrajectorySampling")
+
+    def pickled_fields(self) -> dict[str, Any]:
+        """See `PickledObject`."""
+        return self.state
 
 
-class PickledTrajectory:
+class PickledTrajectory(PickledObject):
     """Stands for NAVSIM's `Trajectory` in a pickle; `state` is what the file sets, unchecked."""
 
     state: dict[str, Any] = {}  # noqa: RUF012 - of objects that a file makes without ever setting their state
@@ -117,16 +121,17 @@ class PickledTrajectory:
         return self.state
 
     def __setstate__(self, state: Any) -> None:
-        self.state = _plain_state(state, "Trajectory")
+        self.state = _checked_state(state, "Trajectory")
+
+    def pickled_fields(self) -> dict[str, Any]:
+        """See `PickledObject`."""
+        return self.state
 
 
-def _plain_state(state: Any, name: str) -> dict[str, Any]:
+def _checked_state(state: Any, name: str) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UnsafePickleError(f"the state of a {name} in a pickle must be its fields by name")
-    return {
-        key: value.view(np.ndarray) if isinstance(value, np.ndarray) else value
-        for key, value in state.items()
-    }
+    return dict(state)
 
 
 OFFICIAL_NAMES = {

@@ -203,13 +203,17 @@ def test_a_list_that_holds_itself_ends():
     assert loaded[0] is loaded
 
 
-def test_nested_tuples_that_share_their_parts_are_visited_once() -> None:
+def test_nested_tuples_that_share_their_parts_are_visited_once_and_counted_as_often_as_they_occur() -> None:
     """Sixty doublings in two hundred bytes: unshared, 2^60 items."""
-    body = b"\x80\x03K\x01\x85q\x00" + b"".join(
-        b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) for level in range(60)
-    )
-    value = load_pickle_bytes(body + b".", "doublings")
-    for _ in range(60):
+
+    def doublings(count: int) -> bytes:
+        levels = [b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(count)]
+        return b"\x80\x03K\x01\x85q\x00" + b"".join(levels) + b"."
+
+    value = load_pickle_bytes(doublings(12), "doublings")
+    for _ in range(12):
         assert value[0] is value[1]
         value = value[0]
     assert value == (1,)
+    with pytest.raises(UnsafePickleError, match=r"at most \d+ items for its size.*doublings"):
+        load_pickle_bytes(doublings(60), "doublings")
