@@ -43,7 +43,7 @@ from drivefine_agent.loaded_planners import (
     shared_planner,
 )
 from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName
-from drivefine_agent.model.config import DecoderName, DriveFineConfig
+from drivefine_agent.model.choices import DecoderName
 from drivefine_agent.model.quantization import QUANTIZATIONS, QuantizationName
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.navsim_api import (
@@ -91,6 +91,8 @@ def load_prompts(folder: Path) -> PromptBuilder:
         raise DataError(
             f"no DriveFine checkpoint at {folder} (config.json is missing): give a folder training wrote"
         )
+    from drivefine_agent.model.config import DriveFineConfig
+
     config = DriveFineConfig.from_pretrained(folder, local_files_only=True)
     return PromptBuilder(config, TextTokenizer.from_file(folder))
 

@@ -9,6 +9,8 @@ teacher-forced pass, `DriveFineModel.answer_logits`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,9 @@ from drivefine_agent.constants import ANSWER_LENGTH, NUM_POSE_FIELDS
 from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace
 from drivefine_agent.model.backbone.block import KeysValues
 from drivefine_agent.model.backbone.cache import PromptCache
-from drivefine_agent.model.drivefine_model import DriveFineModel
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
 
 
 def decode_autoregressively(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,13 +25,16 @@ from torch import Tensor
 
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.cache import ContextCache
-from drivefine_agent.model.config import Expert
-from drivefine_agent.model.drivefine_model import DriveFineModel
+from drivefine_agent.model.choices import Expert
 from drivefine_agent.model.scorer_head import ScorerHead, load_scorer
 from drivefine_agent.model.weight_files import weights_hash
 from drivefine_agent.provenance import warn_of_test_data
 from drivefine_agent.scoring.aggregate import pdm_score_v1
 from drivefine_agent.tokenizer import ActionTokenizer
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 PREDICTED = (
     "no_at_fault_collisions",

@@ -9,14 +9,19 @@ from __future__ import annotations
 import threading
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.attention import AttentionName
-from drivefine_agent.model.config import DecoderName, DriveFineConfig
+from drivefine_agent.model.choices import DecoderName
 from drivefine_agent.model.quantization import QuantizationName
 from drivefine_agent.planner import Planner
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.config import DriveFineConfig
+
 
 _lock = threading.Lock()
 _planners: weakref.WeakValueDictionary[tuple[object, ...], Planner] = weakref.WeakValueDictionary()

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace, 
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.attention import AttentionName
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
-from drivefine_agent.model.compiled_step import CompiledStep
-from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.quantization import QuantizationName, quantize
 from drivefine_agent.model.text_tokenizer import END_OF_TEXT, END_OF_TURN, TextTokenizer
 from drivefine_agent.model.tiles import tile_image
 from drivefine_agent.prompt import PromptBuilder, pad_contexts
 from drivefine_agent.tokenizer import ActionTokenizer
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.config import DriveFineConfig
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 COMPILED_LENGTHS = 64
 """Contexts are padded to a multiple of this before a compiled step, which is compiled for every length."""
@@ -204,7 +206,11 @@ class Planner:
         self.options = options or DecodingOptions()
         self.prompts = PromptBuilder(model.config, text_tokenizer)
         self.action_tokenizer = ActionTokenizer(model.config.action_spec)
-        self.step: AnswerStep | None = CompiledStep(model) if compile_step else None
+        self.step: AnswerStep | None = None
+        if compile_step:
+            from drivefine_agent.model.compiled_step import CompiledStep
+
+            self.step = CompiledStep(model)
 
     @classmethod
     def from_pretrained(
@@ -237,6 +243,8 @@ class Planner:
                 f"no DriveFine checkpoint at {folder} (config.json is missing): "
                 "give a folder that training wrote"
             )
+        from drivefine_agent.model.drivefine_model import DriveFineModel
+
         tokenizer = TextTokenizer.from_file(folder)
         model = DriveFineModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
         model.to(torch.device(device)).use_attention(attention)
@@ -278,7 +286,7 @@ class Planner:
         tiles = np.stack([tile_image(observation.image, config.tiles) for observation in observations])
         contexts = [self.prompts.context(observation) for observation in observations]
         pad_id = config.text_config.pad_token_id or 0
-        multiple = COMPILED_LENGTHS if isinstance(self.step, CompiledStep) else 1
+        multiple = COMPILED_LENGTHS if self.step is not None else 1
         context_ids, lengths = pad_contexts([context.ids for context in contexts], pad_id, multiple)
         generator = None
         if seed is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,8 +11,10 @@ from torch import Tensor
 
 from drivefine_agent.answer import Randomness
 from drivefine_agent.diffusion.continuous import DDIMOptions, denormalise, sample_chain
-from drivefine_agent.model.drivefine_model import DriveFineModel
-from drivefine_agent.model.pose_head import PromptStates
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+    from drivefine_agent.model.pose_head import PromptStates
 
 
 def plan_poses(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from drivefine_agent.constants import DRIVING_COMMANDS, NUM_HISTORY_FRAMES
 from drivefine_agent.data.driving_text import COMMAND_TEXT, format_numbers
 from drivefine_agent.data.types import Observation
-from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.text_tokenizer import (
     END_HEADER,
     END_OF_TURN,
@@ -31,6 +30,10 @@ from drivefine_agent.model.text_tokenizer import (
     TextTokenizer,
 )
 from drivefine_agent.tokenizer import ActionTokenizer
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.config import DriveFineConfig
+
 
 Task = Literal["predict", "refine", "answer"]
 

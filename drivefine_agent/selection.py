@@ -7,7 +7,7 @@ rows, looks the true score up: a bound on what choosing can win, and no planner.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.learned_scorer import predicted_score
 from drivefine_agent.planner import PlanResult
-from drivefine_agent.scoring.cache_layout import RULES_V1, rules_of
-from drivefine_agent.scoring.scorer import score_v1_rows
-from drivefine_agent.scoring.types import ScoringScene
+
+if TYPE_CHECKING:
+    from drivefine_agent.scoring.types import ScoringScene
 
 SelectionName = Literal["first", "confidence", "consensus", "scorer", "oracle"]
 SELECTIONS: tuple[str, ...] = get_args(SelectionName)
@@ -71,6 +71,9 @@ def true_scores(
       DataError: there is no scoring scene, or it is one of NAVSIM 2's rules.
       SceneError: none of a scene's plans can be scored; says why.
     """
+    from drivefine_agent.scoring.cache_layout import RULES_V1, rules_of
+    from drivefine_agent.scoring.scorer import score_v1_rows
+
     scores = []
     for token, scene, plans in zip(tokens, scenes, poses, strict=True):
         if scene is None or rules_of(scene) != RULES_V1:

@@ -10,16 +10,18 @@ Shapes: B scenes, G samples, M imitated samples, S steps, poses (8, 3).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from drivefine_agent.diffusion.continuous import DDIMOptions, chain_log_probs
-from drivefine_agent.model.drivefine_model import DriveFineModel
-from drivefine_agent.model.pose_head import PromptStates
 from drivefine_agent.training.optimization import OptimizerConfig
 from rl.config import ReinforcementConfig, reinforcement_optimizer
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+    from drivefine_agent.model.pose_head import PromptStates
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -41,10 +41,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from drivefine_agent.model.backbone.attention import AttentionName
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.training.optimization import OptimizerConfig, build_optimizer
 from rl.processes import Processes, ProcessLostError, mean_over
 from rl.state_files import read_moments, read_weights, write_moments
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 Backend = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Batch = Any

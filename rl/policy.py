@@ -12,15 +12,17 @@ Shapes: B scenes, G samples, A anchors (the G samples, or G + 1), M targets per 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from drivefine_agent.actions import MASKED
 from drivefine_agent.model.backbone.cache import ContextCache
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import refiner_logits
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
 
 
 class PolicyBatch(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drivefine_agent.learned_scorer import LearnedScorer, load_head_for, predicted_score
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.training.objectives import Instructions
 from rl.rollout import SceneInputs, encode_scenes
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Shapes: B scenes, G samples, A anchors (G, or G + 1 with the greedy answer), K r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from drivefine_agent.answer import AnswerLogits, random_uniform
 from drivefine_agent.constants import ANSWER_LENGTH
 from drivefine_agent.diffusion.decoding import DecodingOptions, DenoisingTrace
 from drivefine_agent.model.backbone.cache import ContextCache
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import generate, refiner_logits
 from drivefine_agent.training.seeds import generator_for
 from rl.config import HybridRolloutConfig, RolloutConfig
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
 
 
 class SceneInputs(NamedTuple):

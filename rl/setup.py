@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
 from drivefine_agent.loaded_planners import model_folder
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import Planner
 from drivefine_agent.provenance import as_record, parent_record
 from drivefine_agent.scoring.cache import SceneCache
@@ -55,6 +54,10 @@ from rl.run_state import (
     save_run_state,
     weights_hash,
 )
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 _GROUP_PARTS = {
     "generator": ("language", "action"),

@@ -19,7 +19,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
@@ -29,8 +29,6 @@ from torch import Tensor
 
 from drivefine_agent.diffusion.continuous import DDIMOptions, sample_chain
 from drivefine_agent.errors import DriveFineError
-from drivefine_agent.model.drivefine_model import DriveFineModel
-from drivefine_agent.model.pose_head import PromptStates
 from drivefine_agent.pose_diffusion import poses_of
 from drivefine_agent.training.from_mapping import from_mapping
 from drivefine_agent.training.seeds import generator_for
@@ -43,6 +41,11 @@ from rl.diffusion import (
 )
 from rl.monitors import Means, drives_backward, group_scalars, reward_scalars
 from rl.setup import StepClock, begin_run
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+    from drivefine_agent.model.pose_head import PromptStates
+
 
 LOGGER = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ import torch
 from bench_common import median_seconds
 
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 
 LONG_PROMPT = 1800  # tokens, the 8B model's prompt
 

@@ -35,9 +35,10 @@ from drivefine_agent.errors import DataError
 from drivefine_agent.model.backbone.attention import ATTENTIONS
 from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.compiled_step import CompiledStep
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel, count_parameters
+from drivefine_agent.model.drivefine_model import DriveFineModel, count_parameters
 from drivefine_agent.model.memory import TensorMemory
 from drivefine_agent.model.pose_head import NUM_STATUS, PoseHead, PromptStates
 from drivefine_agent.model.quantization import QUANTIZATIONS, quantize

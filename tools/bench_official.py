@@ -10,12 +10,12 @@ REQUEST: `log_dir`, `maps_root`, `cache_dir` (a scratch folder), `num_history_fr
 RESPONSE: `version`, and by token `caching_s`, `load_s`, `num_bytes`, `score_s` and `scores` per trajectory.
 """
 
+import argparse
 import gc
 import json
 import lzma
 import os
 import pickle
-import sys
 import time
 from pathlib import Path
 
@@ -95,4 +95,10 @@ def _table(result):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("request", metavar="REQUEST.json")
+    parser.add_argument("response", metavar="RESPONSE.json")
+    arguments = parser.parse_args()
+    main(arguments.request, arguments.response)

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from drivefine_agent.actions import MASKED
 from drivefine_agent.commands import run_command
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 from rl.config import RolloutConfig
 from rl.policy import PolicyBatch, policy_log_probs
 from rl.rollout import SceneInputs, encode_scenes, sample_group

@@ -54,7 +54,11 @@ def evaluate(config: DictConfig) -> EvaluationFiles:
     """Scenes of the split, planner, evaluation."""
     is_none = config.agent._target_.endswith(".NoPlanner")
     if is_none == (config.predictions is None):
-        raise DataError("give an agent, or agent=none with predictions=FILE: one of the two")
+        got = "agent=none and no predictions" if is_none else f"an agent and {config.predictions}"
+        raise DataError(
+            f"an evaluation needs an agent, or agent=none and predictions=FILE, got {got}: set one "
+            "of the two (agent=drivefine, or another of navsim_configs/agent)"
+        )
     scenes, settings = read_settings(config)
     if config.predictions is not None:
         return evaluate_predictions(Path(config.predictions), scenes, settings)

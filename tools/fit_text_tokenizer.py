@@ -16,7 +16,8 @@ import numpy as np
 
 from drivefine_agent.data.driving_text import COMMAND_TEXT
 from drivefine_agent.data.types import Observation
-from drivefine_agent.model.config import DriveFineConfig, PromptWording
+from drivefine_agent.model.choices import PromptWording
+from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.text_tokenizer import TINY_TOKENIZER_FILE, TextTokenizer, train_text_tokenizer
 from drivefine_agent.prompt import INSTRUCTIONS, PromptBuilder
 

@@ -6,22 +6,20 @@ The prompt format is here because a checkpoint only works with the prompt it was
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from transformers import LlamaConfig, PreTrainedConfig, SiglipVisionConfig
 
 from drivefine_agent.actions import ActionSpec, ValueGrid
+from drivefine_agent.model.choices import (
+    DECODERS,
+    ActionRows,
+    DecoderName,
+    PoseFormat,
+    PromptType,
+    PromptWording,
+)
 from drivefine_agent.model.tiles import TileFit, TileInterpolation, TileSpec
-
-Expert = Literal["generation", "refinement"]
-EXPERTS: tuple[str, ...] = get_args(Expert)
-
-PromptType = Literal["base", "vel_and_acc"]
-PoseFormat = Literal["text", "action_tokens"]
-PromptWording = Literal["full", "short"]
-ActionRows = Literal["free", "ordinal"]
-DecoderName = Literal["masked", "autoregressive", "diffusion_head"]
-DECODERS: tuple[str, ...] = get_args(DecoderName)
 
 PERCEPTION_CHANNELS = 2
 """Of the auxiliary bird's-eye grid: drivable area; road users and objects."""

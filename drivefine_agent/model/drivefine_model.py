@@ -28,16 +28,14 @@ from drivefine_agent.model.backbone.attention import AttentionName
 from drivefine_agent.model.backbone.block import RMSNorm
 from drivefine_agent.model.backbone.block_moe import BlockMoE, segment_mask
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
-from drivefine_agent.model.config import DriveFineConfig, Expert
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER, Expert
+from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.heads import ActionTable, Embeddings, Heads, OrdinalActionTable
 from drivefine_agent.model.initialisation import ordinal_rows
 from drivefine_agent.model.mlp_refiner import MLPRefiner
 from drivefine_agent.model.perception_head import PerceptionHead
 from drivefine_agent.model.pose_head import PoseHead, PromptStates
 from drivefine_agent.model.vision import VisionEncoder, VisualProjector
-
-IMAGE_PLACEHOLDER = -200
-"""In context ids: the image's tokens go here. Not a row of any table. The value is LLaVA's."""
 
 
 class DriveFineModel(PreTrainedModel):

@@ -6,12 +6,15 @@ precision stays as it is: embeddings, action tables, heads, norms; so does the v
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import nn
 
 from drivefine_agent.errors import MissingPackageError
-from drivefine_agent.model.drivefine_model import DriveFineModel
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 QuantizationName = Literal["none", "int8", "fp8"]
 QUANTIZATIONS: tuple[str, ...] = get_args(QuantizationName)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from drivefine_agent.errors import DataError
-from drivefine_agent.model.config import DriveFineConfig
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.config import DriveFineConfig
+
 
 TINY_TOKENIZER_FILE = Path(__file__).with_name("tiny_tokenizer.json")
 TOKENIZER_FILE_NAME = "tokenizer.json"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from torch import Tensor
 from drivefine_agent.diffusion.decoding import DecodingOptions, read_out
 from drivefine_agent.diffusion.schedule import ScheduleName
 from drivefine_agent.model.backbone.cache import ContextCache
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import generate, refiner_logits
 from drivefine_agent.tokenizer import ActionTokenizer
 from drivefine_agent.training.corruptions import displace_numbers, drift
 from drivefine_agent.training.objectives import Instructions
 from drivefine_agent.training.seeds import derived_seed, generator_for
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 GENERATED, REFINED, HUMAN, SPOILT = "generated", "refined", "human", "spoilt"
 

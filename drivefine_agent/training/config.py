@@ -10,7 +10,7 @@ from typing import Any, Literal
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.diffusion.losses import LossWeightName
 from drivefine_agent.diffusion.masking import NoiseName
-from drivefine_agent.model.config import DecoderName
+from drivefine_agent.model.choices import DecoderName
 from drivefine_agent.training.corruptions import DEFAULT_SHARES
 from drivefine_agent.training.optimization import OptimizerConfig
 from drivefine_agent.training.visual_cache import VisualType

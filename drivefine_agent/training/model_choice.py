@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from drivefine_agent.diffusion.decoding import DecodingOptions
-from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.seeds import derived_seed
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.config import DriveFineConfig
+    from drivefine_agent.model.drivefine_model import DriveFineModel
 
 _REFINER_SIZES = {"n_refine", "mlp_refiner_width"}
 _HEAD_SIZES = {"head_width", "head_blocks", "head_heads"}
@@ -54,6 +56,8 @@ def build_planner(choice: ModelChoice, seed: int, device: torch.device | str = "
             "the 8B model is not trained from random weights: set model.init_from to what "
             "tools/import_checkpoint.py makes"
         )
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
     tokenizer = TextTokenizer.tiny()
     config = preset_config(choice)
     with torch.random.fork_rng():
@@ -72,6 +76,9 @@ def with_new_parts(model: DriveFineModel, changes: Mapping[str, Any]) -> DriveFi
       model: stays as it is.
       changes: n_refine, mlp_refiner_width, decoder_type, or the head's size in `DriveFineConfig`.
     """
+    from drivefine_agent.model.config import DriveFineConfig
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
     made = DriveFineModel(DriveFineConfig.from_dict(model.config.to_dict() | dict(changes)))
     kept, new = model.state_dict(), made.state_dict()
     anew = tuple(part for part, fields in _CHANGED_BY.items() if fields & set(changes))
@@ -88,6 +95,8 @@ def preset_config(choice: ModelChoice) -> DriveFineConfig:
     Raises:
       ValueError: unknown preset, or an override is no field of the model's configuration.
     """
+    from drivefine_agent.model.config import DriveFineConfig
+
     presets = {"tiny": DriveFineConfig.tiny, "debug": DriveFineConfig.debug}
     if choice.preset not in presets:
         raise ValueError(f"only {sorted(presets)} start from random weights, got {choice.preset!r}")

@@ -8,7 +8,7 @@ Shapes: B scenes, N pairs per scene, R spoilt rows per scene, L = 24 slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from drivefine_agent.diffusion.masking import (
     sample_masks,
 )
 from drivefine_agent.model.backbone.cache import ContextCache
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import refiner_logits
 from drivefine_agent.prompt import PromptBuilder
 from drivefine_agent.tokenizer import ActionTokenizer
@@ -40,6 +39,9 @@ from drivefine_agent.training.config import GeneratorConfig, RefinerConfig
 from drivefine_agent.training.corruptions import Corruption, displace_numbers, draw_corruptions, drift
 from drivefine_agent.training.demonstrations import Batch
 from drivefine_agent.training.questions import TextBatch
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
 
 
 class Instructions:

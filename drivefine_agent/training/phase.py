@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.training.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -31,6 +30,10 @@ from drivefine_agent.training.optimization import (
     set_learning_rate,
 )
 from drivefine_agent.training.seeds import generator_for
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 PHASES = ("perception", "generator", "refiner")
 """In the order in which a run goes through them."""

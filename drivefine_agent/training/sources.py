@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from drivefine_agent.data.driving_text import parse_motion, parse_trajectory, sp
 from drivefine_agent.data.recogdrive import Conversation, ConversationFile, relative_image
 from drivefine_agent.data.types import FloatArray, Observation
 from drivefine_agent.errors import DataError
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.prompt import PromptBuilder
 from drivefine_agent.training.config import DataConfig, SourceConfig, TrainSFTConfig
 from drivefine_agent.training.demonstrations import (
@@ -26,6 +26,10 @@ from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.split_guard import Samples
 from drivefine_agent.training.tile_cache import ImageSet, load_tiles
 from drivefine_agent.training.visual_cache import load_visual
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 Source = Demonstrations | Questions
 

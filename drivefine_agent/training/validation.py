@@ -6,6 +6,7 @@ The distance is a cheap guide during training. What counts is the PDM score, see
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drivefine_agent.diffusion.decoding import DecodingOptions
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import plan_tokens
 from drivefine_agent.pose_diffusion import plan_poses
 from drivefine_agent.tokenizer import ActionTokenizer
 from drivefine_agent.training.demonstrations import Batch, Demonstrations
 from drivefine_agent.training.objectives import Instructions, generator_loss, noise_loss, visual_of
 from drivefine_agent.training.seeds import generator_for
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 _MASK_SEED = 20  # ours, fixed: every validation of every run draws the same masks
 

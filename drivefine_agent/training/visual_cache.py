@@ -16,7 +16,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.training.tile_cache import ImageSet, Tiles
+
+if TYPE_CHECKING:
+    from drivefine_agent.model.drivefine_model import DriveFineModel
+
 
 VisualType = Literal["float32", "bfloat16"]
 VISUAL_TYPES: tuple[str, ...] = get_args(VisualType)

@@ -423,3 +423,11 @@ def test_a_report_of_a_folder_without_results_says_so(navsim_mini: Path, tmp_pat
     assert done.returncode != 0
     assert "is no output folder of tools/evaluate.py" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_evaluation_needs_an_agent_or_predictions(navsim_mini: Path, tmp_path: Path) -> None:
+    data = ["train_test_split=synth_one_stage", f"dataset_root={navsim_mini}", f"output_dir={tmp_path}"]
+    with pytest.raises(DataError, match=r"got agent=none and no predictions: set one of the two \(agent="):
+        evaluated(data)
+    with pytest.raises(DataError, match=r"got an agent and old\.parquet: set one"):
+        evaluated(["agent=human", "predictions=old.parquet", *data])

@@ -12,8 +12,8 @@ from torch import Tensor
 from drivefine_agent.actions import MASKED
 from drivefine_agent.model.backbone import block_moe
 from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionName, attend, kernel_mask
-from drivefine_agent.model.config import EXPERTS, Expert
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.choices import EXPERTS, IMAGE_PLACEHOLDER, Expert
+from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.memory import TensorMemory
 
 LONG_TEXT = 300  # more than SHORT_PROMPT

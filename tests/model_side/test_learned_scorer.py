@@ -20,8 +20,9 @@ from drivefine_agent.learned_scorer import (
     poses_of,
     predicted_score,
 )
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.scorer_head import (
     ScorerHead,
     ScorerHeadConfig,

@@ -10,8 +10,8 @@ from foreign_checkpoints import LLADA_IDS, llada_tokenizer, make_tokenizer
 
 from drivefine_agent.data.types import Observation
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER
 from drivefine_agent.model.text_tokenizer import TextTokenizer, check_tokenizer, number_ids
 from drivefine_agent.prompt import PromptBuilder
 from drivefine_agent.tokenizer import ActionTokenizer

@@ -13,8 +13,9 @@ from drivefine_agent.data.driving_text import COMMAND_TEXT, format_number
 from drivefine_agent.data.types import Observation
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.text_tokenizer import (
     SPECIAL_TOKENS,
     TINY_TOKENIZER_FILE,

@@ -9,7 +9,7 @@ from tiny_models import make_inputs, make_model, random_actions
 from drivefine_agent.answer import AnswerLogits
 from drivefine_agent.diffusion.decoding import DecodingOptions, decode
 from drivefine_agent.model.backbone.block_moe import segment_mask
-from drivefine_agent.model.config import EXPERTS, Expert
+from drivefine_agent.model.choices import EXPERTS, Expert
 
 EXACT = 1e-12  # float64; logits are of order 1 to 10
 

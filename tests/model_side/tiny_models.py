@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from drivefine_agent.actions import MASKED
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 
 
 class Inputs(NamedTuple):

@@ -12,8 +12,9 @@ import torch
 from drivefine_agent.data.scenes import load_scenes
 from drivefine_agent.data.splits import load_split
 from drivefine_agent.diffusion.decoding import DenoisingTrace
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.scoring.cache_build import build_scene_cache, scene_refs
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.model_choice import build_planner

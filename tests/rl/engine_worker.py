@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.optimization import OptimizerConfig

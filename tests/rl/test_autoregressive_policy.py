@@ -11,8 +11,9 @@ import torch
 
 from drivefine_agent.agent import DriveFineAgent
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.choices import IMAGE_PLACEHOLDER
 from drivefine_agent.model.config import DriveFineConfig
-from drivefine_agent.model.drivefine_model import IMAGE_PLACEHOLDER, DriveFineModel
+from drivefine_agent.model.drivefine_model import DriveFineModel
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import ModelChoice
 from drivefine_agent.training.from_mapping import from_mapping

@@ -9,14 +9,16 @@ Shapes: N sequences, P prefix length, Q own length, D width, H heads, K key-valu
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig
 
 from drivefine_agent.model.backbone.attention import AttentionMask, AttentionName, attend
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 class KeysValues(NamedTuple):

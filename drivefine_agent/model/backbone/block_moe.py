@@ -14,11 +14,11 @@ Shapes: B scenes, P0 context, P1 instruction, R answer rows per scene, L slots, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig
 
 from drivefine_agent.model.backbone.attention import ATTENTIONS, AttentionMask, AttentionName, kernel_mask
 from drivefine_agent.model.backbone.block import (
@@ -30,7 +30,11 @@ from drivefine_agent.model.backbone.block import (
     rotary_tables,
 )
 from drivefine_agent.model.backbone.cache import ContextCache, PromptCache
-from drivefine_agent.model.config import EXPERTS, Expert
+from drivefine_agent.model.choices import EXPERTS, Expert
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
 
 SHORT_PROMPT = 256
 """Up to this many tokens a prompt's keys and values are copied for each answer row; those of longer prompts

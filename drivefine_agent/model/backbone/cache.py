@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drivefine_agent.model.backbone.block import KeysValues
-from drivefine_agent.model.config import Expert
+from drivefine_agent.model.choices import Expert
 
 
 class ContextCache(NamedTuple):
