@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
 
 JPEG_QUALITY = 90
+
+MAX_PIXELS = 8192 * 4096
+"""Of an image; NAVSIM's have 1920 x 1080. More is refused before anything is decoded."""
+
+_MAX_BYTES = 64 * 1024**2
+_MAX_SCANS = 100  # of a JPEG; a progressive one has about 10, and each is a pass over the whole image
+_START_OF_SCAN = b"\xff\xda"
+_FORMATS = ("JPEG", "PNG")  # Pillow reads fifty, one of them (EPS) by running a program
+
+# What Pillow raises on damaged files, besides OSError.
+_DAMAGE = (
+    Image.DecompressionBombError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read_image(root: str | Path, data_path: str) -> NDArray[np.uint8]:
@@ -27,20 +52,56 @@ def read_image(root: str | Path, data_path: str) -> NDArray[np.uint8]:
       (H, W, 3) uint8 RGB; 1080 x 1920 in NAVSIM's data. Other sizes are taken as NAVSIM takes them.
 
     Raises:
-      DataError: the path leaves `root`, or the file is missing or damaged.
+      DataError: the path leaves `root`, or the file is missing or damaged, neither JPEG nor PNG, or declares
+        more than `MAX_PIXELS`.
     """
     path = image_path(root, data_path)
     try:
-        with Image.open(path) as image:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise DataError(
+                f"an image may have {_MAX_BYTES} bytes, got {size}: {path}; write it again as a plain JPEG"
+            )
+        content = path.read_bytes()
+        check_image_header(io.BytesIO(content), path)
+        scans = content.count(_START_OF_SCAN)
+        if scans > _MAX_SCANS:
+            raise DataError(
+                f"an image may have {_MAX_SCANS} scans, got {scans}: {path}; write it again as a plain JPEG"
+            )
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             pixels = np.array(image.convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(
             f"no image at {path}: set original_sensor_path, or OPENSCENE_DATA_ROOT to the folder that holds "
             f"sensor_blobs/<data_split>, or fetch the camera of this log"
         ) from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except DataError:
+        raise
+    except (OSError, *_DAMAGE) as error:
         raise DataError(f"not a readable image ({error}): {path}; fetch or write it again") from error
     return pixels
+
+
+def check_image_header(file: IO[bytes], path: Path) -> None:
+    """Check format and size of an image by its header, without decoding it.
+
+    Args:
+      file: the image, open for reading.
+      path: for the message.
+
+    Raises:
+      DataError: it is neither JPEG nor PNG, has a damaged header, or declares more than `MAX_PIXELS`.
+    """
+    try:
+        width, height = Image.open(file, formats=_FORMATS).size
+    except (OSError, *_DAMAGE) as error:
+        raise DataError(f"not a readable image ({error}): {path}; fetch or write it again") from error
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"an image may have {MAX_PIXELS} pixels, got {width} x {height}: {path}; "
+            "scale it down to NAVSIM's 1920 x 1080"
+        )
 
 
 def write_image(root: str | Path, data_path: str, pixels: NDArray[Any], quality: int = JPEG_QUALITY) -> Path:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-
 from drivefine_agent.data.scenes import SceneFilter
-from drivefine_agent.data.sensors import image_path
+from drivefine_agent.data.sensors import check_image_header, image_path
 from drivefine_agent.data.splits import Split, StageGroup
 from drivefine_agent.doctor.dataset_samples import FRONT_CAMERA, FileSamples, Sample, read_files
 from drivefine_agent.errors import DataError
@@ -246,9 +244,10 @@ def _names(folder: Path) -> frozenset[str]:
 
 
 def _header_fault(path: Path) -> str | None:
-    """What the header of an image says against it; its pixels are not decoded, and any size will do."""
+    """What the header of an image says against it; its pixels are not decoded."""
     try:
-        with Image.open(path):
-            return None
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"{path}: not a readable image ({error})"
+        with path.open("rb") as file:
+            check_image_header(file, path)
+    except (OSError, DataError) as error:
+        return str(error)
+    return None

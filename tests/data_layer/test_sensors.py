@@ -1,3 +1,9 @@
+import io
+import re
+import struct
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +55,63 @@ def test_a_damaged_image_is_named(tmp_path, content):
     path.write_bytes(path.read_bytes()[:1000] if content is None else content)
     with pytest.raises(DataError, match=r"not a readable image .*token\.jpg"):
         read_image(tmp_path, PATH)
+
+
+def with_declared_size(content: bytes, form: str, size: int) -> bytes:
+    """An image whose header declares `size` x `size` pixels."""
+    if form == "PNG":
+        header = b"IHDR" + struct.pack(">II", size, size) + content[24:29]
+        return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+    frame = re.search(rb"\xff\xc0\x00\x11\x08", content)
+    assert frame is not None
+    return content[: frame.end()] + struct.pack(">HH", size, size) + content[frame.end() + 4 :]
+
+
+def encoded(form: str, pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("form", "size"), [("PNG", 10_000), ("PNG", 100_000), ("JPEG", 10_000), ("JPEG", 65_000)]
+)
+def test_an_image_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, form, size):
+    path = tmp_path / "bomb.jpg"
+    path.write_bytes(with_declared_size(encoded(form, picture()[:64, :64]), form, size))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"(pixels, got 10000 x 10000|not a readable image).*bomb\.jpg"):
+            read_image(tmp_path, "bomb.jpg")
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "EPS", "WEBP", "PPM"])
+def test_only_jpeg_and_png_are_read(tmp_path, form):
+    """Pillow would run Ghostscript for an EPS."""
+    (tmp_path / "a.jpg").write_bytes(encoded(form, picture()[:64, :64]))
+    with pytest.raises(DataError, match=r"not a readable image.*a\.jpg"):
+        read_image(tmp_path, "a.jpg")
+
+
+def test_a_png_is_read_as_it_is_and_refused_when_it_ends_early(tmp_path):
+    content = encoded("PNG", picture())
+    (tmp_path / "a.png").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path, "a.png"), picture())
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"not a readable image.*a\.png"):
+        read_image(tmp_path, "a.png")
+
+
+def test_a_jpeg_with_thousands_of_passes_is_refused(tmp_path):
+    content = encoded("JPEG", picture()[:64, :64])
+    scan = content[content.index(b"\xff\xda") : -2]
+    (tmp_path / "slow.jpg").write_bytes(content[:-2] + scan * 1000 + b"\xff\xd9")
+    with pytest.raises(DataError, match=r"100 scans, got 1001: .*slow\.jpg"):
+        read_image(tmp_path, "slow.jpg")
 
 
 def test_an_image_of_another_size_is_taken_as_navsim_takes_it(navsim_mini):

@@ -70,7 +70,7 @@ def test_images_are_opened_on_request_only(options: DoctorOptions, dataset: Path
     image.write_bytes(b"no picture")
     assert finding(run_one("dataset", options), SPLIT).status is Status.OK
     found = finding(run_one("dataset", replace(options, deep=True)), SPLIT)
-    assert any(f"{image}: not a readable image" in line for line in found.details)
+    assert any("not a readable image" in line and str(image) in line for line in found.details)
     assert found.seen.startswith(f"{NUM_SAMPLES - 1} of {NUM_SAMPLES} samples usable; 1 files damaged")
 
 
