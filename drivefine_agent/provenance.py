@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 
 LOGGER = logging.getLogger(__name__)
@@ -96,13 +97,38 @@ def read_model_card(folder: Path) -> dict[str, Any] | None:
     file = (folder / "model" if (folder / "model" / "config.json").is_file() else folder) / CARD
     if not file.is_file():
         return None
-    try:
-        card = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
-    if not isinstance(card, dict) or not isinstance(card.get("data"), dict):
-        raise DataError(f"a model's card is a JSON object with 'data', got something else in {file}")
+    card = read_json_object(file)
+    if not _is_stage(card) or not _is_parent(card.get("parent")):
+        raise DataError(
+            f"a model's card is a JSON object with 'data' and 'parent', records of the stages of training, "
+            f"got something else: {file}; copy it again from where the model was trained"
+        )
     return card
+
+
+def _is_stage(card: dict[str, Any]) -> bool:
+    return isinstance(card.get("data"), dict) and _is_record(card["data"])
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it is what `as_record` makes, as far as it is read."""
+    return record is None or (
+        isinstance(record, dict)
+        and isinstance(record.get("test_data", {}), dict)
+        and all(
+            isinstance(record.get(key, 0), int) for key in ("num_tokens", "num_scenes", "num_split_tokens")
+        )
+    )
+
+
+def _is_parent(parent: Any) -> bool:
+    if parent is None:
+        return True
+    if not isinstance(parent, dict):
+        return False
+    records = parent.get("training_data")
+    is_list = records is None or (isinstance(records, list) and all(map(_is_record, records)))
+    return is_list and _is_parent(parent.get("scorer"))
 
 
 def parent_record(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.weight_files import weights_hash
 from drivefine_agent.planner import Planner
@@ -168,8 +169,8 @@ def read_card(checkpoint: Path) -> dict[str, Any]:
       DataError: it is missing or damaged.
     """
     try:
-        return dict(json.loads((checkpoint / CARD).read_text()))
-    except (OSError, ValueError) as error:
+        return read_json_object(checkpoint / CARD)
+    except DataError as error:
         raise DataError(
             f"cannot read {checkpoint / CARD}: {error}. With several machines the run's folder must be on a "
             "disk they share; delete a damaged checkpoint to go on from an earlier one"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
 from drivefine_agent.loaded_planners import model_folder
@@ -463,7 +464,7 @@ def claim_run_folder(folder: Path, engine: Engine, config: ReinforcementConfig) 
         file, wanted = folder / "config.json", asdict(config)
         try:
             if file.is_file():
-                check_same_configuration(file, json.loads(file.read_text()), wanted)
+                check_same_configuration(file, read_json_object(file), wanted)
             folder.mkdir(parents=True, exist_ok=True)
             write_bytes(file, (json.dumps(wanted, indent=1) + "\n").encode())
         except DataError as problem:

@@ -23,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.bootstrap import NUM_RESAMPLES
 from drivefine_agent.evaluation.comparison import (
@@ -140,8 +141,8 @@ def read_privileged(path: Path) -> str:
     if path.name not in (RESULTS_NAME, BEFORE_NAME) or not summary.is_file():
         return ""
     try:
-        return str(json.loads(summary.read_text()).get("privileged", ""))
-    except (OSError, ValueError, AttributeError) as error:
+        return str(read_json_object(summary).get("privileged", ""))
+    except DataError as error:
         raise DataError(f"the summary {summary} is damaged ({error}): evaluate again") from error
 
 

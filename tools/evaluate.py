@@ -17,7 +17,6 @@ it was. All keys: navsim_configs/evaluate.yaml.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -31,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.baselines.base import BatchPlanner
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.comparison import SHORT_NAMES, SHORT_NAMES_V2
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
@@ -162,7 +162,7 @@ def print_results(name: str, files: EvaluationFiles, has_checkpoint: bool) -> No
         for row in pd.read_csv(files.scores).itertuples():
             value = "n/a" if np.isnan(row.score) else f"{100 * row.score:.2f}"
             print(f"  {row.name:23} {value}   ({row.num_valid} of {row.num_scenes} scenes, {row.traffic})")
-    summary = json.loads(files.summary.read_text())
+    summary = read_json_object(files.summary)
     if summary["privileged"]:
         print(f"  PRIVILEGED   {summary['privileged']}: a bound, not the result of a planner")
     if has_checkpoint:

@@ -12,7 +12,6 @@ evaluation. All keys: navsim_configs/score_submission.yaml.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.data.submission import Submission, read_submission
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.comparison import SHORT_NAMES
@@ -82,7 +82,7 @@ def _score_two_stage(config: DictConfig, keys: DatasetKeys, submission: Submissi
     )
     files = score_two_stage(submission, scenes, settings)
     print(f"{files.results}: {int(files.table['valid'].sum())} of {len(files.table)} samples valid")
-    for name, score in json.loads(files.summary.read_text())["scores"].items():
+    for name, score in read_json_object(files.summary)["scores"].items():
         print(f"  {name} {'-' if score is None else f'{100 * score:.2f}'}")
     return files.results
 

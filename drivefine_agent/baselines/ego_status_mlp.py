@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from drivefine_agent.baselines.base import PlanningCase
 from drivefine_agent.constants import NUM_POSES
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.data.types import Observation, SceneWindow
 from drivefine_agent.errors import DataError
 from drivefine_agent.navsim_inputs import human_poses, observation_from_window
@@ -127,7 +128,7 @@ def load_mlp(folder: Path) -> nn.Sequential:
       DataError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     try:
-        config = EgoStatusMLPConfig(**json.loads((folder / _CONFIG_FILE).read_text()))
+        config = EgoStatusMLPConfig(**read_json_object(folder / _CONFIG_FILE))
         mlp = build_mlp(config.hidden_dim)
         mlp.load_state_dict(load_file(folder / _WEIGHTS_FILE))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:

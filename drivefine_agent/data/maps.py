@@ -8,13 +8,12 @@ compares) are nuPlan's; see nuplan/common/maps/nuplan_map and nuplan/database/ma
 from __future__ import annotations
 
 import functools
-import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ import shapely
 from numpy.typing import ArrayLike, NDArray
 
 from drivefine_agent.constants import MAP_VERSIONS
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.geometry.se2 import FloatArray, polyline_headings
 
@@ -312,14 +312,18 @@ def _map_version(maps_root: Path, map_name: str) -> str:
     index_path = maps_root / MAPS_INDEX_NAME
     if not index_path.is_file():
         return MAP_VERSIONS[map_name]
-    try:
-        return str(json.loads(index_path.read_text(encoding="utf-8"))[map_name]["version"])
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise DataError(f"not the index of the nuPlan maps: {index_path}: {error}") from error
-    except KeyError as error:
+    entry = read_json_object(index_path).get(map_name)
+    version = entry.get("version") if isinstance(entry, dict) else None
+    if not isinstance(version, str):
         raise DataError(
-            f"the index of the maps does not list {map_name!r} with its 'version': {index_path}"
-        ) from error
+            f"the index of the maps does not list {map_name!r} with its 'version': {index_path}; "
+            "fetch it again"
+        )
+    if version in ("", "..") or PurePosixPath(version).name != version or "\0" in version:
+        raise DataError(
+            f"a map's version must be the name of a folder, got {version!r:.80}: {index_path}; fetch it again"
+        )
+    return version
 
 
 def _projected_crs(connection: sqlite3.Connection, path: Path) -> pyproj.CRS:

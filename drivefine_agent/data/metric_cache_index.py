@@ -31,7 +31,7 @@ def list_metric_caches(folder: str | Path) -> dict[str, Path]:
         raise DataError(f"a folder of NAVSIM's metric caches is needed, got {folder}, which is no folder")
     lists = sorted((folder / "metadata").glob("*.csv"))
     if lists:
-        paths = [_locate(folder, line, source) for source in lists for line in _lines(source)]
+        paths = [_locate(folder, line, source) for source in lists for line in listed_files(source)]
     else:
         paths = sorted(folder.glob(f"*/*/*/{FILE_NAME}"))
     if not paths:
@@ -50,7 +50,12 @@ def list_metric_caches(folder: str | Path) -> dict[str, Path]:
     return found
 
 
-def _lines(source: Path) -> list[str]:
+def listed_files(source: Path) -> list[str]:
+    """The paths in one of the lists `metadata/*.csv`, as they stand there.
+
+    Raises:
+      DataError: it cannot be read, or is no such list.
+    """
     try:
         with source.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.reader(file) if row]

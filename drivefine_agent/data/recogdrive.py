@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from drivefine_agent.data.driving_text import motion_question, trajectory_text
+from drivefine_agent.data.json_text import parse_json
 from drivefine_agent.data.types import FloatArray, Observation
 from drivefine_agent.errors import DataError
 
@@ -188,8 +189,8 @@ def _messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
 
 def _parse(line: bytes, where: str) -> Conversation:
     try:
-        record = json.loads(line)
-    except ValueError as error:  # of JSON or of UTF-8
+        record = parse_json(line, where)
+    except DataError as error:
         raise DataError(f"{where}: expected a JSON object ({error}), found {_shown(line)}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object, found {_shown(line)}")

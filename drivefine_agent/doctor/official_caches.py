@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 
 from drivefine_agent.data.metric_cache import read_metric_cache
-from drivefine_agent.data.metric_cache_index import list_metric_caches
+from drivefine_agent.data.metric_cache_index import list_metric_caches, listed_files
 from drivefine_agent.doctor.findings import Finding, failure, ok, warning
 from drivefine_agent.errors import DataError
 
@@ -79,8 +78,7 @@ def _index_findings(topic: str, folder: Path) -> list[Finding]:
                 "join them into one file with one header line",
             )
         )
-    with lists[0].open(encoding="utf-8", newline="") as file:
-        lines = [row[0] for row in csv.reader(file) if row][1:]
+    lines = listed_files(lists[0])
     if lines and not Path(lines[0]).is_file():
         findings.append(
             warning(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drivefine_agent.errors import DriveFineError
+from drivefine_agent.data.json_text import parse_json
+from drivefine_agent.errors import DataError, DriveFineError
 
 TIMEOUT_S = 300
 
@@ -45,8 +45,8 @@ def run_probe(name: str, python: str, environment: Mapping[str, str]) -> dict[st
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ProbeError(f"{python} {path.name} ended with exit code {done.returncode}: {last[0]}")
     try:
-        result = json.loads(lines[-1])
-    except json.JSONDecodeError as error:
+        result = parse_json(lines[-1], f"the answer of {path.name}")
+    except DataError as error:
         raise ProbeError(f"{python} {path.name} printed no JSON object: {lines[-1][:80]!r}") from error
     if not isinstance(result, dict):
         raise ProbeError(f"{python} {path.name} printed no JSON object: {lines[-1][:80]!r}")

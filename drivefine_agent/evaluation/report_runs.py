@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from drivefine_agent.data.json_text import read_json_lines, read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.job import (
     BEFORE_NAME,
@@ -83,12 +83,12 @@ def read_run(name: str, folder: Path) -> Run:
     """
     summary_path = folder / SUMMARY_NAME
     try:
-        summary = json.loads(summary_path.read_text(encoding="utf-8"))
+        summary = read_json_object(summary_path)
         agent_name, configuration = str(summary["agent_name"]), summary["configuration"]
         agent = configuration["agent"]
         is_blank = bool(configuration.get("blank_image", False) or agent.get("blank_image", False))
         rules = str(summary["benchmark"]), str(summary["traffic"]), str(summary["human_penalty_filter"] or "")
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{folder} is no output folder of tools/evaluate.py ({summary_path}: {error})"
         ) from error
@@ -118,11 +118,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             "tools/train_sft.py or of a script of rl/"
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, row in read_json_lines(path):
         try:
-            row = json.loads(line)
             rows.append({**row, "group": str(row["group"]), "step": int(row["step"])})
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"line {number} of {path} is no row of training metrics ({error}): remove it"
             ) from error
@@ -148,7 +147,11 @@ def _read_errors(path: Path) -> dict[str, str]:
     """Reasons of failure by token; of several trajectories of a scene, the first reason."""
     errors: dict[str, str] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for number, row in read_json_lines(path):
+            if not {"token", "error"} <= row.keys():
+                raise DataError(
+                    f"a failure has a token and an error, got {sorted(row)[:5]}: {path}, line {number}; "
+                    "evaluate again"
+                )
             errors.setdefault(str(row["token"]), str(row["error"]))
     return errors

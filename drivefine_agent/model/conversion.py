@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.drivefine_model import DriveFineModel
@@ -355,7 +356,7 @@ def _claim(output: Path, record: dict[str, Any], names: list[str]) -> bool:
             raise DataError(f"{output} already holds a checkpoint: choose a new folder")
         write_bytes(file, json.dumps(record | {"complete": False}, indent=1).encode())
         return False
-    found = json.loads(file.read_text())
+    found = read_json_object(file)
     complete = found.pop("complete", False)
     if found != record:
         differing = sorted(key for key in record if found.get(key) != record[key])

@@ -6,10 +6,10 @@ differs there would load and speak nonsense. Only keys that are in the file are 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.config import DriveFineConfig
 
@@ -18,16 +18,17 @@ def config_problems(config: DriveFineConfig, folder: Path) -> list[str]:
     """One line for each key of `folder`/config.json that our model cannot follow; none if there is no file.
 
     Raises:
-      DataError: the file is not JSON.
+      DataError: the file is damaged.
     """
     file = folder / "config.json"
     if not file.is_file():
         return []
-    try:
-        theirs: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise DataError(f"{file} must be JSON: {error}") from error
+    theirs = read_json_object(file)
     vision = theirs.get("vision_config", theirs if "siglip" in str(theirs.get("model_type")) else {})
+    if not isinstance(vision, dict):
+        raise DataError(
+            f"'vision_config' must be an object, got {type(vision).__name__}: {file}; fetch it again"
+        )
     pairs = [(theirs, _language(config)), (vision, _vision(config))]
     return [
         f"{key} is {found[key]!r} in {file}, our model needs {value!r}"

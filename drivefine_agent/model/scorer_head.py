@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 
 CONFIG_NAME = "config.json"
@@ -114,7 +115,7 @@ def load_scorer(folder: Path) -> ScorerHead:
             "tools/train_scorer.py wrote"
         )
     try:
-        values = json.loads((folder / CONFIG_NAME).read_text())
+        values = read_json_object(folder / CONFIG_NAME)
         config = ScorerHeadConfig(**{**values, "sub_scores": tuple(values["sub_scores"])})
         head = ScorerHead(config)
         head.load_state_dict(load_file(folder / WEIGHTS_NAME))

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.weight_files import read_weight_map
 
 PIECE_BYTES = 64 * 2**20
 _HOLE_BYTES = 2**20
@@ -177,12 +178,9 @@ def _files(source: Path) -> tuple[list[Path], dict[str, str] | None]:
         raise DataError(f"no checkpoint at {source}: it must have one of {', '.join(_FOLDER_FILES)}")
     if found.suffix != ".json":
         return [found], None
-    try:
-        weight_map: dict[str, str] = json.loads(found.read_text())["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{found} must be JSON with a weight_map of names to files: {error}") from error
-    missing = [shard for shard in shards if Path(shard).name != shard or not (source / shard).is_file()]
+    weight_map = read_weight_map(found)
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not (source / shard).is_file()]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(shards)} shards are missing in {source}: {', '.join(missing)}"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from drivefine_agent.commands import run_command, stop_commands
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import read_json
 from drivefine_agent.errors import DataError
 from drivefine_agent.reproduction.arms import ARMS, MLP, SCORER, with_parents
 from drivefine_agent.reproduction.plans import COARSE, PLANS
@@ -92,7 +93,7 @@ def run_once(
     """
     done, inputs = folder / _DONE_NAME, folder / _INPUTS_NAME
     command, found = [script, *arguments], {str(path): _made_by(path) for path in made_from}
-    if made_from and inputs.is_file() and json.loads(inputs.read_text()) != found:
+    if made_from and inputs.is_file() and read_json(inputs) != found:
         raise DataError(
             f"what is in {folder} was made from other inputs than those that lie there now (see {inputs}): "
             "delete the folder"
@@ -122,7 +123,7 @@ def _made_by(folder: Path) -> str:
 def _record(folder: Path) -> dict[str, Any]:
     """The command that has filled a folder, and its seconds."""
     file = folder / _DONE_NAME
-    record = json.loads(file.read_text())
+    record = read_json(file)
     if not isinstance(record, dict) or not {"command", "seconds"} <= set(record):
         raise DataError(
             f"cannot read what made {folder} from {file}: choose another output, or delete the folder"

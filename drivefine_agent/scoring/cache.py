@@ -20,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from drivefine_agent.data.json_text import read_json
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.cache_layout import RULES_V1
 from drivefine_agent.scoring.cache_pack import VERSION, Pack, PackWriter, atomic_file, outdated_message
@@ -135,17 +136,17 @@ def read_manifest(folder: Path, rules: str | None = RULES_V1) -> dict[str, Any]:
       DataError: if it is missing, damaged, foreign, of another version or of other rules.
     """
     path = folder / MANIFEST_NAME
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         state = "its building was interrupted" if packs_of(folder) else "it holds no scene cache"
         raise DataError(
             f"a scene cache needs the file {path}, which does not exist ({state}): run"
             f" tools/build_scene_cache.py metric_cache_path={folder}"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        )
+    try:
+        manifest = read_json(path)
+    except DataError as error:
         raise DataError(
-            f"the manifest of the scene cache is damaged: {path}; delete it and run"
+            f"the manifest of the scene cache is damaged ({error}): {path}; delete it and run"
             " tools/build_scene_cache.py again"
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -158,6 +159,12 @@ def read_manifest(folder: Path, rules: str | None = RULES_V1) -> dict[str, Any]:
         raise DataError(
             f"the scene cache has rules '{manifest.get('rules')}', but '{rules}' are needed: {path}; build"
             " one for these rules in another folder"
+        )
+    failures = manifest.get("failures")
+    if not isinstance(failures, dict) or not all(isinstance(reason, str) for reason in failures.values()):
+        raise DataError(
+            f"the manifest of a scene cache must list failures, reasons by token, it does not: {path}; delete"
+            " it and run tools/build_scene_cache.py again"
         )
     return manifest
 

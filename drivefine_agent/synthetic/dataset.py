@@ -29,6 +29,7 @@ from drivefine_agent.constants import (
 )
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.data.dataset_paths import SCENES_FOLDER, SECOND_STAGE_FOLDER
+from drivefine_agent.data.json_text import read_json, read_json_object
 from drivefine_agent.data.log_writer import write_log
 from drivefine_agent.data.map_writer import MapLayers, map_path, write_map, write_maps_index
 from drivefine_agent.data.scenes import SceneFilter
@@ -283,10 +284,17 @@ def _groups_path(root: Path, plan: LogPlan) -> Path:
 
 def _read_groups(root: Path, plan: LogPlan) -> list[StageGroup]:
     """The groups of a finished log."""
-    return [
-        StageGroup(token, previous, tuple((now, before) for now, before in pairs))
-        for token, previous, pairs in json.loads(_groups_path(root, plan).read_text())
-    ]
+    path = _groups_path(root, plan)
+    try:
+        return [
+            StageGroup(token, previous, tuple((now, before) for now, before in pairs))
+            for token, previous, pairs in read_json(path)
+        ]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"a finished second stage's file lists its groups, got something else ({error}): {path}; "
+            "delete it"
+        ) from error
 
 
 def _layers(config: WorldConfig, plan: LogPlan) -> MapLayers:
@@ -331,7 +339,10 @@ def _stamp_path(root: Path, plan: LogPlan) -> Path:
 
 def _read_stamp(root: Path, plan: LogPlan) -> list[str]:
     """Tokens of the samples of a finished log."""
-    tokens: list[str] = json.loads(_stamp_path(root, plan).read_text())
+    path = _stamp_path(root, plan)
+    tokens = read_json(path)
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise DataError(f"a finished log's file lists its tokens, got something else: {path}; delete it")
     return tokens
 
 
@@ -355,7 +366,7 @@ def _note(path: Path, values: dict[str, Any], root: Path) -> None:
     """Writes what a folder was made with, or compares it with what stands there."""
     content = json.loads(json.dumps(values))
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_json_object(path)
         if found != content:
             changed = sorted(k for k in {*found, *content} if found.get(k) != content.get(k))
             raise DataError(

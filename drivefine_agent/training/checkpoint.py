@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.provenance import write_card
 from drivefine_agent.training.optimization import WeightAverage
@@ -83,8 +84,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint: read it first, to know which phase's model and optimizer to build."""
     try:
-        return dict(json.loads((checkpoint / "state.json").read_text()))
-    except (OSError, ValueError) as error:
+        return read_json_object(checkpoint / "state.json")
+    except DataError as error:
         raise DataError(
             f"cannot read checkpoint {checkpoint}: {error}. Delete the folder to resume earlier"
         ) from error

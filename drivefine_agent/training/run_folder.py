@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 
 # Keys that may change when a run goes on: they do not touch its numbers.
@@ -35,7 +36,7 @@ def claim_run_folder(folder: Path, config: Mapping[str, Any]) -> None:
     file = folder / "config.json"
     wanted = json.loads(json.dumps(config))
     if file.is_file():
-        found = json.loads(file.read_text())
+        found = read_json_object(file)
         first, second = _flat(found), _flat(wanted)
         differing = sorted(
             key

@@ -224,9 +224,13 @@ def test_index_and_shards_must_agree(twin: tuple[Path, dict[str, Tensor]]) -> No
         listed(folder)
     assert f"model.absent should be in {folder / 'model.safetensors'}" in str(refused.value)
     assert "model.image_newline is in" in str(refused.value)
-    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors", "b": "../b.safetensors"}}))
-    with pytest.raises(DataError, match=r"2 of 2 shards are missing in .*: \.\./b\.safetensors, gone"):
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors", "b": "lost.safetensors"}}))
+    with pytest.raises(DataError, match=r"2 of 2 shards are missing in .*: gone\.safetensors, lost"):
         listed(folder)
+    for name in ("../b.safetensors", "/b.safetensors", "..", 3):
+        index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": name}}))
+        with pytest.raises(DataError, match=r"names of files beside it, got .*index\.json"):
+            listed(folder)
 
 
 def test_damaged_files_are_refused(twin: tuple[Path, dict[str, Tensor]]) -> None:
