@@ -9,8 +9,8 @@ r"""Score given trajectories: a Parquet file in, a Parquet file with sub-scores 
 Scenes come from a scene cache (tools/build_scene_cache.py), or are prepared on the fly from logs and maps.
 In: columns token, trajectory_id, poses (24 numbers: 8 poses of x, y, heading of the rear axle in the ego
 frame of t = 0, 0.5 s apart). Out: token, trajectory_id, error, and NAVSIM's columns. A row that cannot be
-scored has its reason in `error` and NaN in the metrics; the other rows are scored. All keys:
-navsim_configs/score_trajectories.yaml.
+scored has its reason in `error` and NaN in the metrics; the other rows are scored. Files may be of any
+length: memory does not grow with it. All keys: navsim_configs/score_trajectories.yaml.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import warnings
 from pathlib import Path
 
 import hydra
-import pandas as pd
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -33,11 +32,7 @@ from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
 from drivefine_agent.evaluation.job import BENCHMARKS, TWO_STAGE
 from drivefine_agent.evaluation.run import BUILDERS
 from drivefine_agent.evaluation.score import available_cores
-from drivefine_agent.evaluation.trajectory_file import (
-    read_trajectories,
-    score_trajectories,
-    write_scores,
-)
+from drivefine_agent.evaluation.trajectory_file import ScoreSummary, TrajectoryFile, score_file
 from drivefine_agent.scoring.batch import Scenes, ScoringRules
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.scoring.observation import NUM_OBSERVATION_FRAMES, NUM_OBSERVATION_FRAMES_V2
@@ -91,7 +86,7 @@ def _windows(config: DictConfig, tokens: list[str]) -> tuple[list[SceneWindow], 
         num_future_frames=num_future - 1,
         frame_interval=1,
         has_route=False,
-        tokens=tuple(dict.fromkeys(tokens)),
+        tokens=tuple(tokens),
     )
     with warnings.catch_warnings():  # a token without a scene becomes the error of its rows
         warnings.simplefilter("ignore", SceneDataWarning)
@@ -113,31 +108,26 @@ def scoring_rules(config: DictConfig) -> ScoringRules:
     return ScoringRules(BENCHMARKS[config.benchmark.name], traffic, human_filter)  # type: ignore[arg-type]
 
 
-def score(config: DictConfig) -> pd.DataFrame:
+def score(config: DictConfig) -> ScoreSummary:
     """Trajectories in, scores out."""
     rules = scoring_rules(config)
-    trajectories = read_trajectories(Path(config.trajectories))
-    scores = score_trajectories(
+    trajectories = TrajectoryFile(Path(config.trajectories))
+    return score_file(
         trajectories,
-        scene_lookup(config, list(trajectories["token"])),
+        scene_lookup(config, trajectories.tokens()),
+        Path(config.output),
         show_progress=config.progress,
         rules=rules,
         num_workers=config.num_workers or available_cores(),
     )
-    write_scores(scores, Path(config.output))
-    return scores
 
 
-def print_summary(scores: pd.DataFrame, output: str) -> None:
-    """Means of what was scored, and the first reasons for what was not."""
-    failed = scores["error"].notna()
-    print(f"{output}: {int((~failed).sum())} of {len(scores)} trajectories scored")
-    if not failed.all():
-        print(
-            "  mean  "
-            + "  ".join(f"{name} {scores.loc[~failed, name].mean():.4f}" for name in scores.columns[3:])
-        )
-    for reason, count in scores.loc[failed, "error"].value_counts().head(5).items():
+def print_summary(summary: ScoreSummary, output: str) -> None:
+    """Means of what was scored, and the most frequent reasons for what was not."""
+    print(f"{output}: {summary.num_scored} of {summary.num_rows} trajectories scored")
+    if summary.num_scored:
+        print("  mean  " + "  ".join(f"{name} {mean:.4f}" for name, mean in summary.means.items()))
+    for reason, count in summary.reasons.most_common(5):
         print(f"  {count} x {reason}")
 
 
@@ -145,10 +135,10 @@ def print_summary(scores: pd.DataFrame, output: str) -> None:
 def main(config: DictConfig) -> None:
     """Convert errors made for people into one line; everything else is a bug and keeps its traceback."""
     try:
-        scores = score(config)
+        summary = score(config)
     except (DriveFineError, OmegaConfBaseException, HydraException) as error:
         sys.exit(f"error: {error}")
-    print_summary(scores, config.output)
+    print_summary(summary, config.output)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.submission import Predictions, Submission
@@ -70,11 +71,9 @@ def _score_seed(predictions: Predictions, scenes: Scenes, show_progress: bool) -
         "trajectory_id": ["final"] * len(predictions),
         "poses": list(predictions.values()),
     }
-    scored = score_trajectories(
-        pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in rows.items()}),
-        scenes,
-        show_progress,
-    )
+    table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in rows.items()})
+    with tqdm(total=len(table), desc="Scoring", unit="trajectory", disable=not show_progress) as bar:
+        scored = score_trajectories(table, scenes, on_progress=bar.update)
     is_valid = scored["error"].isna()
     scores = SubScoresV1(**{name: scored[name].to_numpy() for name in SubScoresV1.names()})
     table = result_table(list(scored["token"]), scores, list(is_valid))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,12 +15,16 @@ from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.scenes import SceneFilter, load_scenes
 from drivefine_agent.errors import DataError, SceneError
 from drivefine_agent.evaluation.trajectory_file import (
+    ROWS_PER_PORTION,
+    TrajectoryFile,
     parse_poses,
-    read_trajectories,
+    score_file,
     score_trajectories,
-    write_scores,
 )
 from drivefine_agent.scoring.build import build_scoring_scene
+from drivefine_agent.scoring.cache import PACK_NAME, finish_cache
+from drivefine_agent.scoring.cache_layout import RULES_V1
+from drivefine_agent.scoring.cache_pack import PackWriter
 from drivefine_agent.scoring.types import ScoringScene
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +108,8 @@ def test_a_bad_row_costs_no_other_its_score(scene: ScoringScene) -> None:
 def test_result_file_has_the_columns_of_the_contract(scene: ScoringScene, tmp_path: Path) -> None:
     rows = table((scene.token, "a", STRAIGHT), (scene.token, "b", None))
     path = tmp_path / "deep" / "out.parquet"
-    write_scores(score_trajectories(rows, lambda _: scene), path)
+    rows.to_parquet(tmp_path / "in.parquet")
+    score_file(TrajectoryFile(tmp_path / "in.parquet"), lambda _: scene, path)
     scores = pd.read_parquet(path)
     assert list(scores.columns) == COLUMNS
     assert pq.read_table(path)["error"].null_count == 1
@@ -113,20 +119,104 @@ def test_result_file_has_the_columns_of_the_contract(scene: ScoringScene, tmp_pa
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file of trajectories at .*none.parquet"):
-        read_trajectories(tmp_path / "none.parquet")
+        TrajectoryFile(tmp_path / "none.parquet")
     text = tmp_path / "text.parquet"
     text.write_text("token,poses")
     with pytest.raises(DataError, match=r"must be a Parquet file: .*text.parquet"):
-        read_trajectories(text)
+        TrajectoryFile(text)
     incomplete = tmp_path / "incomplete.parquet"
     pd.DataFrame({"token": ["a"]}).to_parquet(incomplete)
     with pytest.raises(DataError, match=r"incomplete.parquet lacks \['trajectory_id', 'poses'\]"):
-        read_trajectories(incomplete)
+        TrajectoryFile(incomplete)
     nameless = tmp_path / "nameless.parquet"
     rows = {"token": ["a", None], "trajectory_id": ["0", "1"], "poses": [[0.0] * 24] * 2}
     pd.DataFrame(rows).to_parquet(nameless)
     with pytest.raises(DataError, match=r"got None in row 1: .*nameless"):
-        read_trajectories(nameless)
+        TrajectoryFile(nameless).tokens()
+
+
+def test_a_file_scored_in_portions_has_the_numbers_of_one_scored_at_once(
+    scene: ScoringScene, tmp_path: Path
+) -> None:
+    """Rows of a scene, good and bad, lie in every portion."""
+    number = ROWS_PER_PORTION * 2 + 5
+    poses: list[object] = [STRAIGHT * (row % 97) / 97 for row in range(number)]
+    poses[3], poses[ROWS_PER_PORTION], poses[-1] = None, STRAIGHT[:5], with_value(np.nan)
+    rows = table(*((f"{row % 3}", str(row), poses[row]) for row in range(number)))
+    rows.to_parquet(tmp_path / "in.parquet")
+
+    def find(token: str) -> ScoringScene:
+        return {"0": scene, "1": scene}[token]
+
+    file = TrajectoryFile(tmp_path / "in.parquet")
+    assert len(file) == number
+    assert file.tokens() == ["0", "1", "2"]
+    summary = score_file(file, find, tmp_path / "out.parquet", num_workers=2)
+    expected = score_trajectories(rows, find)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "out.parquet"), expected, check_exact=True, check_dtype=False
+    )
+    is_scored = expected["error"].isna()
+    assert (summary.num_rows, summary.num_scored) == (number, is_scored.sum())
+    assert summary.means["score"] == pytest.approx(expected.loc[is_scored, "score"].mean(), rel=1e-12)
+    assert sum(summary.reasons.values()) == (~is_scored).sum()
+    assert summary.reasons["poses must be 24 numbers, got null"] == 1
+
+
+def test_a_damaged_row_group_leaves_no_output(scene: ScoringScene, tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    rows = table(*((scene.token, str(row), STRAIGHT * (row % 97)) for row in range(ROWS_PER_PORTION * 2)))
+    rows.to_parquet(path, row_group_size=ROWS_PER_PORTION)
+    with path.open("r+b") as stream:
+        stream.seek(path.stat().st_size * 6 // 10)
+        stream.write(b"\xff" * 5000)
+    with pytest.raises(DataError, match=r"must be a Parquet file: .*in.parquet"):
+        score_file(TrajectoryFile(path), lambda _: scene, tmp_path / "out" / "scores.parquet")
+    assert not list((tmp_path / "out").iterdir())
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from drivefine_agent.evaluation import trajectory_file
+from drivefine_agent.evaluation.trajectory_file import TrajectoryFile, score_file
+from drivefine_agent.scoring.cache import SceneCache
+trajectory_file.ROWS_PER_PORTION = 1024
+file = TrajectoryFile(Path(sys.argv[1]))
+file.tokens()
+print(score_file(file, SceneCache(sys.argv[2]), Path(sys.argv[3]), num_workers=2).num_scored)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_rows(scene: ScoringScene, tmp_path: Path) -> None:
+    """All rows in one row group, as pandas writes them; the portions are small, so that few rows suffice."""
+    (tmp_path / "cache").mkdir()
+    with PackWriter(tmp_path / "cache" / PACK_NAME, RULES_V1) as writer:
+        writer.add(scene)
+    finish_cache(tmp_path / "cache", {})
+    peaks = []
+    for number in (15_000, 150_000):
+        poses = STRAIGHT * np.random.default_rng(0).uniform(0, 1, (number, 1))
+        columns = {
+            "token": pa.array([scene.token] * number),
+            "trajectory_id": pa.array(np.arange(number).astype(str)),
+            "poses": pa.ListArray.from_arrays(np.arange(number + 1, dtype=np.int32) * 24, poses.ravel()),
+        }
+        pq.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=number)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *(str(tmp_path / name) for name in ("in.parquet", "cache", "out"))],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        num_scored, peak_mb = map(int, done.stdout.split())
+        assert num_scored == number
+        peaks.append(peak_mb)
+    assert peaks[1] < peaks[0] + 60, peaks
 
 
 def run_tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
