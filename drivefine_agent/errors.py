@@ -2,7 +2,8 @@
 
     DriveFineError
     ├── DataError(ValueError)      a file, record or folder is missing, foreign or damaged
-    │   └── UnsafePickleError      a pickle names a class or function that is not on the allow-list
+    │   ├── UnsafePickleError      a pickle names a class or function that is not on the allow-list
+    │   └── DiskFullError          what is written does not fit on the disk
     ├── SceneError(ValueError)     a scene cannot be prepared for scoring (no route, too few frames, ...)
     │   └── TrafficError           the reactive traffic of a scene cannot be simulated
     ├── TrajectoryError(ValueError)  a trajectory has the wrong shape or non-finite values
@@ -22,6 +23,10 @@ class DataError(DriveFineError, ValueError):
 
 class UnsafePickleError(DataError):
     """A pickle names a class or function that is not on the allow-list; nothing of it was executed."""
+
+
+class DiskFullError(DataError):
+    """A file does not fit on its disk, in the user's quota or under the limit of file sizes."""
 
 
 class SceneError(DriveFineError, ValueError):

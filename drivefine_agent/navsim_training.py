@@ -8,8 +8,6 @@ tools/train_sft.py.
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from drivefine_agent.data.atomic import atomic_folder
 from drivefine_agent.data.dataset_paths import DatasetPaths, navsim_split_folders
 from drivefine_agent.errors import DataError
 from drivefine_agent.features import trim_contexts
@@ -170,19 +169,11 @@ class NavsimTraining:
         """
         if self.objective == "generator" and self.planner.model.config.n_refine > 0:
             self.planner.model.backbone.copy_generation_to_refinement()
-        part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self.planner.save_pretrained(part)
-        if self.data is not None:
-            parent = None if self.started_from is None else parent_record(self.started_from)
-            write_card(part, {"data": as_record(self.data), "parent": parent})
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with atomic_folder(folder) as part:
+            self.planner.save_pretrained(part)
+            if self.data is not None:
+                parent = None if self.started_from is None else parent_record(self.started_from)
+                write_card(part, {"data": as_record(self.data), "parent": parent})
 
     def callbacks(self) -> list[Any]:
         """Lightning's callbacks: number of steps and training data at the start, the model after every epoch.

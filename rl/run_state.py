@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from drivefine_agent.data.atomic import publish, write_error
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.weight_files import weights_hash
@@ -241,32 +241,23 @@ def _write_model(
         planner.text_tokenizer.save(part / "model")
         content = dict(card) | {"weights_sha256": weights_hash(part / "model")}
         (part / CARD).write_text(json.dumps(content, indent=1) + "\n")
-    except (OSError, SafetensorError, DataError) as error:
-        return DataError(f"cannot write checkpoint {part}: {error}")
+    except DataError as error:
+        return error
+    except (OSError, SafetensorError) as error:
+        return write_error(part, error)
     return None
 
 
 def _publish(part: Path, target: Path) -> DataError | None:
     """Flushes a finished checkpoint to the disk, gives it its name, removes those before it."""
     try:
-        for path in [*part.rglob("*"), part]:
-            _flush(path)
-        os.replace(part, target)
-        _flush(target.parent)
+        publish(part, target)
         for old in run_states(target.parent):
             if old != target:
                 shutil.rmtree(old)
     except OSError as error:
-        return DataError(f"cannot write checkpoint {target}: {error}")
+        return write_error(target, error)
     return None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _last_good(folder: Path) -> str:

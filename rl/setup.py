@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.atomic import atomic_folder, write_bytes
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
@@ -286,12 +286,9 @@ class Run:
         """Writes the last checkpoint and the run's result, `model/`."""
         checkpoint, target = self.save(), Path(self.config.output_dir) / "model"
         if self.engine.is_main:
-            part = target.with_name(".model.part")
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(checkpoint / "model", part)
-            shutil.copyfile(checkpoint / "provenance.json", part / "provenance.json")
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
+            with atomic_folder(target) as part:
+                shutil.copytree(checkpoint / "model", part, dirs_exist_ok=True)
+                shutil.copyfile(checkpoint / "provenance.json", part / "provenance.json")
         return target
 
     def close(self) -> None:

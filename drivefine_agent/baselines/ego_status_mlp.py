@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from drivefine_agent.baselines.base import PlanningCase
 from drivefine_agent.constants import NUM_POSES
+from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.data.types import Observation, SceneWindow
 from drivefine_agent.errors import DataError
@@ -113,12 +114,9 @@ def train_mlp(
 
 def save_mlp(mlp: nn.Sequential, config: EgoStatusMLPConfig, folder: Path) -> None:
     """Writes weights and configuration."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.detach().contiguous() for name, value in mlp.state_dict().items()},
-        folder / _WEIGHTS_FILE,
-    )
-    (folder / _CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    weights = {name: value.detach().contiguous() for name, value in mlp.state_dict().items()}
+    write_bytes(folder / _CONFIG_FILE, (json.dumps(asdict(config), indent=2) + "\n").encode())
+    write_bytes(folder / _WEIGHTS_FILE, save(weights))
 
 
 def load_mlp(folder: Path) -> nn.Sequential:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from drivefine_agent.data.atomic import atomic_file
 from drivefine_agent.data.driving_text import motion_question, trajectory_text
 from drivefine_agent.data.json_text import parse_json
 from drivefine_agent.data.types import FloatArray, Observation
@@ -165,17 +166,9 @@ def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int
       DataError: the place cannot be written.
     """
     path, count = Path(path), 0
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            for count, record in enumerate(records, start=1):  # noqa: B007
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        for count, record in enumerate(records, start=1):  # noqa: B007
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
     return count
 
 

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from drivefine_agent.data.atomic import atomic_file
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.weight_files import read_weight_map
 
@@ -232,29 +233,20 @@ def write_tensors(
     Raises:
       DataError: the disk is full or cannot be written.
     """
-    part = file.with_name(f".{file.name}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(_header(tensors))
-            for tensor in tensors:
-                end = stream.tell() + tensor.num_bytes
-                for piece in pieces_of(tensor.name):
-                    if piece.dtype != tensor.dtype:
-                        raise TypeError(f"{tensor.name} must be {tensor.dtype}, got {piece.dtype}")
-                    _write_with_holes(stream, piece)
-                    on_written(piece.numel() * piece.element_size())
-                if stream.tell() != end:
-                    raise ValueError(
-                        f"{tensor.name} must have {tensor.num_bytes} bytes: {stream.tell() - end:+d}"
-                    )
-            stream.truncate(stream.tell())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except OSError as error:
-        raise DataError(f"cannot write {file}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(file) as stream:
+        stream.write(_header(tensors))
+        for tensor in tensors:
+            end = stream.tell() + tensor.num_bytes
+            for piece in pieces_of(tensor.name):
+                if piece.dtype != tensor.dtype:
+                    raise TypeError(f"{tensor.name} must be {tensor.dtype}, got {piece.dtype}")
+                _write_with_holes(stream, piece)
+                on_written(piece.numel() * piece.element_size())
+            if stream.tell() != end:
+                raise ValueError(
+                    f"{tensor.name} must have {tensor.num_bytes} bytes: {stream.tell() - end:+d}"
+                )
+        stream.truncate(stream.tell())
 
 
 def is_written(file: Path, tensors: Sequence[PlannedTensor]) -> bool:

@@ -20,10 +20,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from drivefine_agent.data.atomic import atomic_file
 from drivefine_agent.data.json_text import read_json
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.cache_layout import RULES_V1
-from drivefine_agent.scoring.cache_pack import VERSION, Pack, PackWriter, atomic_file, outdated_message
+from drivefine_agent.scoring.cache_pack import VERSION, Pack, PackWriter, outdated_message
 from drivefine_agent.scoring.types import ScoringScene
 
 FORMAT = "drivefine-scene-cache"

@@ -383,8 +383,8 @@ def _remove_cache(folder: Path) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove files that a killed build did not come to rename; builds exclude each other."""
-    for path in folder.glob(".*.pack.*.tmp"):
+    """Remove files that a killed build did not come to rename; builds exclude each other, on any machine."""
+    for path in [*folder.glob(".*.pack.*.part"), *folder.glob(".*.pack.*.tmp")]:
         path.unlink()
 
 

@@ -11,19 +11,18 @@ complete. Header, meta, tables and every scene carry checksums. Numbers are litt
 from __future__ import annotations
 
 import json
-import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drivefine_agent.data.atomic import atomic_file
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.cache_layout import (
     NUM_SAMPLES,
@@ -66,27 +65,6 @@ class _Header(NamedTuple):
     def pack(self) -> bytes:
         body = _HEADER.pack(*self, 0)[:-4]
         return (body + struct.pack("<I", zlib.crc32(body))).ljust(_HEADER_SIZE, b"\0")
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that is either complete under its name or absent: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    # Whatever ends the write, an interrupt too, must leave no half file behind; it is raised again.
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class PackWriter:

@@ -14,7 +14,6 @@ need no entry: every draw of training comes from a generator seeded by (seed, pu
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from drivefine_agent.data.atomic import atomic_folder
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.provenance import write_card
@@ -56,21 +56,17 @@ def save_checkpoint(
     Returns:
       The checkpoint's folder.
     """
-    target, part = folder / name, folder / f".{name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file(
-        {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()},
-        part / "weights.safetensors",
-    )
-    save_file(_optimizer_tensors(optimizer), part / "optimizer.safetensors")
-    save_file({k: v.clone().contiguous() for k, v in average.state().items()}, part / "average.safetensors")
+    target = folder / name
+    weights = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
+    averages = {k: v.clone().contiguous() for k, v in average.state().items()}
     record = {**state, "average_updates": average.num_updates}
-    (part / "state.json").write_text(json.dumps(record, indent=2) + "\n")
-    if card is not None:
-        write_card(part, card)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
+    with atomic_folder(target) as part:
+        save_file(weights, part / "weights.safetensors")
+        save_file(_optimizer_tensors(optimizer), part / "optimizer.safetensors")
+        save_file(averages, part / "average.safetensors")
+        (part / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+        if card is not None:
+            write_card(part, card)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target

@@ -13,7 +13,6 @@ complete.
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from drivefine_agent.data.atomic import atomic_path, reserve
 from drivefine_agent.data.sensors import read_image
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.tiles import TileSpec, tile_image
@@ -93,20 +93,16 @@ def load_tiles(
         return images
     file = folder / f"tiles_{fingerprint}.npy"
     if not file.is_file():
-        part = file.with_suffix(f".{os.getpid()}.part")
-        try:
+        with atomic_path(file) as part:
             _write_tiles(part, images, num_threads, show_progress)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
     return np.load(file, mmap_mode="r")
 
 
 def _write_tiles(file: Path, images: ImageSet, num_threads: int, show_progress: bool) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     spec = images.spec
     shape = (len(images), spec.num_tiles, spec.size_px, spec.size_px, 3)
     array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    reserve(file)
     with ThreadPoolExecutor(num_threads) as pool:
         decoded = pool.map(images.tile, range(len(images)))
         bar = tqdm(decoded, total=len(images), desc="Reading images", unit="image", disable=not show_progress)

@@ -13,7 +13,6 @@ the 8B model); it pays for sets that are visited several times.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from drivefine_agent.data.atomic import atomic_path, reserve
 from drivefine_agent.training.tile_cache import ImageSet, Tiles
 
 if TYPE_CHECKING:
@@ -78,12 +78,8 @@ def load_visual(
     weights = vision_fingerprint(model)
     file = folder / f"visual_{weights}_{images.fingerprint()}_{dtype}.npy"
     if not file.is_file():
-        part = file.with_suffix(f".{os.getpid()}.part")
-        try:
+        with atomic_path(file) as part:
             _write_visual(part, model, tiles, dtype, show_progress)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
     return VisualTokens(np.load(file, mmap_mode="r"), weights)
 
 
@@ -102,10 +98,10 @@ def vision_fingerprint(model: DriveFineModel) -> str:
 def _write_visual(
     file: Path, model: DriveFineModel, tiles: Tiles, dtype: VisualType, show_progress: bool
 ) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     shape = (len(tiles), model.config.num_visual_tokens, model.config.text_config.hidden_size)
     stored = np.float32 if dtype == "float32" else np.uint16
     array = np.lib.format.open_memmap(file, mode="w+", dtype=stored, shape=shape)
+    reserve(file)
     starts = range(0, len(tiles), _BATCH_SIZE)
     for start in tqdm(starts, desc="Encoding images", unit="batch", disable=not show_progress):
         rows = np.arange(start, min(start + _BATCH_SIZE, len(tiles)))
