@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from drivefine_agent.data.atomic import publish, write_error
+from drivefine_agent.data.atomic import publish
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.weight_files import weights_hash
@@ -241,10 +241,8 @@ def _write_model(
         planner.text_tokenizer.save(part / "model")
         content = dict(card) | {"weights_sha256": weights_hash(part / "model")}
         (part / CARD).write_text(json.dumps(content, indent=1) + "\n")
-    except DataError as error:
-        return error
-    except (OSError, SafetensorError) as error:
-        return write_error(part, error)
+    except (OSError, SafetensorError, DataError) as error:
+        return DataError(f"cannot write checkpoint {part}: {error}")
     return None
 
 
@@ -256,7 +254,7 @@ def _publish(part: Path, target: Path) -> DataError | None:
             if old != target:
                 shutil.rmtree(old)
     except OSError as error:
-        return write_error(target, error)
+        return DataError(f"cannot write checkpoint {target}: {error}")
     return None
 
 

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from drivefine_agent.constants import ANSWER_LENGTH, NUM_POSE_FIELDS, NUM_POSES
+from drivefine_agent.data.atomic import atomic_file
 from drivefine_agent.data.types import FloatArray
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.batch import Scenes, ScoringRules, score_many
-from drivefine_agent.scoring.cache_pack import atomic_file
 
 INPUT_COLUMNS = ("token", "trajectory_id", "poses")
 ROWS_PER_PORTION = 16_384

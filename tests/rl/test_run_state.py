@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from drivefine_agent.data import atomic
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
 from rl import run_state, state_files
@@ -171,7 +172,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(
         "moments": (state_files, "save_file"),
         "model": (planner.model, "save_pretrained"),
         "card": (Path, "write_text"),
-        "rename": (run_state.os, "replace"),
+        "rename": (atomic.os, "replace"),
     }
     monkeypatch.setattr(*target[place], full)
     with pytest.raises(DataError, match=rf"No space left on device.*last good checkpoint is {good}"):
@@ -208,7 +209,7 @@ def test_kill_while_saving_leaves_the_last_good_checkpoint(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_state, "_flush", killed)
+    monkeypatch.setattr(atomic, "flush", killed)
     monkeypatch.setattr(run_state.shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up after SIGKILL
     with pytest.raises(KeyboardInterrupt):
         save_run_state(tmp_path, 3, engine, planner, provenance(Job("single")))
