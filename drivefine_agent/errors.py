@@ -7,6 +7,7 @@
     ├── SceneError(ValueError)     a scene cannot be prepared for scoring (no route, too few frames, ...)
     │   └── TrafficError           the reactive traffic of a scene cannot be simulated
     ├── TrajectoryError(ValueError)  a trajectory has the wrong shape or non-finite values
+    ├── WorkerError(RuntimeError)  a worker process died, or hangs
     └── MissingPackageError(ImportError)  an optional package that was asked for is not installed
 
 Messages have up to four parts, in this order: the rule, what was received, where, what to do.
@@ -39,6 +40,10 @@ class TrafficError(SceneError):
 
 class TrajectoryError(DriveFineError, ValueError):
     """A trajectory has the wrong shape or non-finite values."""
+
+
+class WorkerError(DriveFineError, RuntimeError):
+    """A worker process died, or nothing was heard from the workers for too long."""
 
 
 class MissingPackageError(DriveFineError, ImportError):

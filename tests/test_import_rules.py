@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # entries are siblings: they may not import each other.
 LAYERS: list[tuple[str, ...]] = [
     ("constants", "errors", "commands"),
-    ("geometry",),
+    ("geometry", "worker_processes"),
     ("data",),
     ("actions", "answer", "provenance"),
     ("tokenizer", "diffusion", "model", "scoring", "synthetic"),

@@ -41,7 +41,7 @@ from drivefine_agent.provenance import as_record, parent_record, write_card
 from drivefine_agent.training.config import TrainSFTConfig
 from drivefine_agent.training.demonstrations import Demonstrations, load_demonstrations
 from drivefine_agent.training.from_mapping import from_mapping
-from drivefine_agent.training.loader import StepBatches
+from drivefine_agent.training.loader import StepBatches, loader_errors
 from drivefine_agent.training.metrics import MetricLog
 from drivefine_agent.training.model_choice import build_planner
 from drivefine_agent.training.objectives import (
@@ -333,7 +333,8 @@ def main(config: DictConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)
-        train(from_mapping(TrainSFTConfig, values))
+        with loader_errors():
+            train(from_mapping(TrainSFTConfig, values))
     except (DriveFineError, FloatingPointError, ValueError, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

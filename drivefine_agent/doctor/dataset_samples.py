@@ -5,9 +5,7 @@ Reading a log checks its format in full, about 1.5 ms a frame, so many logs are 
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from drivefine_agent.data.scenes import SceneFilter, frame_gaps, iter_windows
 from drivefine_agent.data.second_stage import read_second_stage
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
-from drivefine_agent.scoring.worker_processes import end_with_parent
+from drivefine_agent.worker_processes import as_they_finish
 
 FRONT_CAMERA = "CAM_F0"
 FILES_PER_PROCESS = 8
@@ -77,11 +75,21 @@ def read_files(
                 yield _samples(path, scene_filter)
                 bar.update()
             return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, context, _start_worker, (scene_filter,)) as pool:
-            for result in pool.map(_samples_in_worker, paths, chunksize=4):
-                yield result
-                bar.update()
+        finished: dict[Path, FileSamples] = {}
+        shown = 0
+        for path, result in as_they_finish(
+            _samples_in_worker,
+            paths,
+            count,
+            initializer=_start_worker,
+            initargs=(scene_filter,),
+            describe=lambda path: path.name,
+        ):
+            finished[path] = result
+            bar.update()
+            while shown < len(paths) and paths[shown] in finished:
+                yield finished.pop(paths[shown])
+                shown += 1
 
 
 def _samples(path: Path, scene_filter: SceneFilter | None) -> FileSamples:
@@ -116,7 +124,6 @@ _filter: SceneFilter | None = None
 
 def _start_worker(scene_filter: SceneFilter | None) -> None:
     global _filter
-    end_with_parent()
     _filter = scene_filter
 
 

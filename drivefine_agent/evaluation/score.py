@@ -6,11 +6,8 @@ follow from what is kept here (`StageOutcome.details`), so that all rules can be
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 
 from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.types import SceneWindow
-from drivefine_agent.errors import DataError, DriveFineError
+from drivefine_agent.errors import DriveFineError
 from drivefine_agent.evaluation.outcomes import SceneOutcome, StageOutcome
 from drivefine_agent.evaluation.run import SceneSource
 from drivefine_agent.geometry.se2 import global_from_local
@@ -29,7 +26,7 @@ from drivefine_agent.scoring.frame_scores import FrameScores
 from drivefine_agent.scoring.scorer import score_v1_rows
 from drivefine_agent.scoring.scorer_v2 import Traffic, human_zeros_in, score_v2_rows
 from drivefine_agent.scoring.types import ScoringScene, ScoringSceneV2, SubScoresV1
-from drivefine_agent.scoring.worker_processes import end_with_parent
+from drivefine_agent.worker_processes import as_they_finish
 
 SCENES_PER_TASK = 16
 _SCENES_WORTH_A_PROCESS = 400
@@ -142,7 +139,7 @@ def score_windows(
       on_progress: called with the number of scenes that were finished since the last call.
 
     Raises:
-      DataError: a worker process died.
+      WorkerError: a worker process died or hangs.
     """
     job.source()  # says here what is wrong with the scene cache, where a worker could only die of it
     counts = ScoringCounts()
@@ -183,20 +180,17 @@ def _results(job: ScoringJob, tasks: Sequence[_Task], num_workers: int) -> Itera
         for task in tasks:
             yield _score_task(source, job, task)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_workers, len(tasks)), context, _start_worker, (job,)) as pool:
-        futures = [pool.submit(_score_in_worker, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a scoring process died (killed, or out of memory); what was scored is kept: start again, "
-                "with fewer num_workers if memory is short"
-            ) from error
-        finally:
-            for future in futures:
-                future.cancel()
+    finished = as_they_finish(
+        _score_in_worker,
+        tasks,
+        min(num_workers, len(tasks)),
+        initializer=_start_worker,
+        initargs=(job,),
+        describe=lambda task: f"the scenes from '{task[0][0].token}' on",
+        advice="what was scored is kept: start the same command again",
+    )
+    for _, result in finished:
+        yield result
 
 
 def _score_task(source: SceneSource, job: ScoringJob, task: _Task) -> _Result:
@@ -211,7 +205,6 @@ _worker: tuple[ScoringJob, SceneSource] | None = None
 
 def _start_worker(job: ScoringJob) -> None:
     global _worker
-    end_with_parent()
     _worker = job, job.source()
 
 

@@ -10,23 +10,20 @@ change a bit of them. A scene or row that cannot be scored has its reason, and c
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from drivefine_agent.errors import DataError, DriveFineError, SceneError
+from drivefine_agent.errors import DriveFineError, SceneError
 from drivefine_agent.scoring.cache_layout import NUM_SAMPLES, RULES_V1, rules_of
 from drivefine_agent.scoring.scorer import score_v1_rows
 from drivefine_agent.scoring.scorer_v2 import HumanFilter, Traffic, score_v2_rows
 from drivefine_agent.scoring.types import FloatArray, ScoringScene, ScoringSceneV2, SubScoresV1, SubScoresV2
-from drivefine_agent.scoring.worker_processes import end_with_parent
+from drivefine_agent.worker_processes import as_they_finish
 
 ROWS_PER_TASK = 256
 """Trajectories that a worker takes at a time, of one scene or several."""
@@ -131,7 +128,7 @@ def score_many(
       One result per token, in the order of `poses`.
 
     Raises:
-      DataError: a worker process died.
+      WorkerError: a worker process died or hangs.
     """
     if num_workers < 1 or kind not in ("threads", "processes"):
         raise ValueError(
@@ -181,28 +178,22 @@ def _results(
         for task in tasks:
             yield task, _score_task(scenes, rules, task)
         return
-    pool: Executor
-    work: Callable[[_Task], list[SceneScores]]
-    if kind == "threads":
-        pool, work = ThreadPoolExecutor(num_workers), partial(_score_task, scenes, rules)
-    else:
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(num_workers, len(tasks)), context, _start_worker, (scenes, rules))
-        work = _score_in_worker
-    futures: dict[Future[list[SceneScores]], _Task] = {}
-    with pool:
+    if kind == "processes":
+        yield from as_they_finish(
+            _score_in_worker,
+            tasks,
+            min(num_workers, len(tasks)),
+            initializer=_start_worker,
+            initargs=(scenes, rules),
+            describe=lambda task: f"the scenes from '{task[0].token}' on",
+            advice="score them again",
+        )
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        futures = {pool.submit(_score_task, scenes, rules, task): task for task in tasks}
         try:
-            for task in tasks:  # a process may die before all are handed in
-                futures[pool.submit(work, task)] = task
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            open_tasks = [task for future, task in futures.items() if not future.done() or future.exception()]
-            open_tasks += tasks[len(futures) :]
-            raise DataError(
-                "a scoring process died (killed, or out of memory) while scenes such as"
-                f" '{open_tasks[0][0].token}' were scored: try again, with fewer num_workers"
-            ) from error
         finally:
             for future in futures:
                 future.cancel()
@@ -218,7 +209,6 @@ _worker: tuple[Scenes, ScoringRules] | None = None
 
 def _start_worker(scenes: Scenes, rules: ScoringRules) -> None:
     global _worker
-    end_with_parent()
     _worker = scenes, rules
 
 

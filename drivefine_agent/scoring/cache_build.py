@@ -11,8 +11,6 @@ import fcntl
 import multiprocessing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -43,11 +41,10 @@ from drivefine_agent.scoring.cache_layout import NUM_SAMPLES, RULES_V1
 from drivefine_agent.scoring.cache_pack import DamagedPackError, Pack, PackWriter
 from drivefine_agent.scoring.convert_cache import RULES_OF_VERSION, scoring_scene_from_metric_cache
 from drivefine_agent.scoring.types import ScoringScene
-from drivefine_agent.scoring.worker_processes import end_with_parent
+from drivefine_agent.worker_processes import as_they_finish
 
 LOCK_NAME = ".lock"
 PORTIONS_PER_WORKER = 4  # so that workers finish at about the same time
-_PROGRESS_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -300,7 +297,6 @@ _finished: Any = None
 
 def _start_worker(finished: Any) -> None:
     global _finished
-    end_with_parent()
     _finished = finished
 
 
@@ -317,31 +313,31 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
     """Build portions in new processes (spawned, so that no thread or lock of this one is inherited)."""
     context = multiprocessing.get_context("spawn")
     finished = context.Value("q", 0)
-    shown = 0
+    first = bar.n
     failures: dict[str, str] = {}
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (finished,)) as pool:
-        portion_of = {pool.submit(_build_in_worker, portion): portion for portion in portions}
-        pending: set[Future[dict[str, str]]] = set(portion_of)
-        running: list[Portion] = []
-        try:
-            while pending:
-                running = [portion_of[future] for future in pending if future.running()] or running
-                done, pending = wait(pending, timeout=_PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
-                bar.update(finished.value - shown)
-                shown = finished.value
-                for future in done:
-                    failures.update(future.result())
-        except BrokenProcessPool as error:
-            logs = sorted({scene.log_path.stem for portion in running for scene in portion.scenes})
-            raise DataError(
-                "a worker process died (killed, or out of memory) while the scenes of these logs were"
-                f" prepared: {', '.join(logs[:8])}{', ...' if len(logs) > 8 else ''}; finished parts stay:"
-                " start again, with fewer num_workers if memory is short"
-            ) from error
-        finally:
-            for future in pending:
-                future.cancel()
+
+    def show() -> int:
+        bar.update(finished.value - bar.n + first)
+        return int(finished.value)
+
+    for _, failed in as_they_finish(
+        _build_in_worker,
+        portions,
+        num_workers,
+        initializer=_start_worker,
+        initargs=(finished,),
+        describe=_logs_of,
+        advice="finished parts stay: start the same command again",
+        on_tick=show,
+    ):
+        failures.update(failed)
+    show()
     return failures
+
+
+def _logs_of(portion: Portion) -> str:
+    logs = sorted({scene.log_path.stem for scene in portion.scenes})
+    return f"the scenes of {', '.join(logs[:8])}{', ...' if len(logs) > 8 else ''}"
 
 
 def _state(folder: Path, rules: str) -> tuple[dict[str, int | None], dict[str, str]]:

@@ -8,11 +8,10 @@ finished log leaves a stamp; a second run with the same configuration makes only
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +44,7 @@ from drivefine_agent.synthetic.map_layers import merge_layers, neighbourhood_lay
 from drivefine_agent.synthetic.samples import choose_samples
 from drivefine_agent.synthetic.second_stage import SecondStageOptions, choose_starts, write_groups
 from drivefine_agent.synthetic.world import build_neighbourhood, build_world, seed_of
+from drivefine_agent.worker_processes import as_they_finish
 
 GENERATOR_VERSION = 1
 """Raise when the same configuration gives other bytes, so that old output is not mixed with new."""
@@ -314,22 +314,28 @@ def _write_maps(root: Path, config: WorldConfig, plans: list[LogPlan], show_prog
     write_maps_index(maps_root)
 
 
-def _run_all(function: Any, arguments: list[tuple[Any, ...]], num_workers: int | None) -> Iterator[Any]:
+def _run_all(
+    function: Callable[..., Any], arguments: list[tuple[Any, ...]], num_workers: int | None
+) -> Iterator[Any]:
     """Results of a function in whatever order they come, from one process or several."""
     count = min(len(arguments), num_workers or os.cpu_count() or 1)
     if count <= 1:
         for item in arguments:
             yield function(*item)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
-        futures = [pool.submit(function, *item) for item in arguments]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    finished = as_they_finish(
+        partial(_call, function),
+        arguments,
+        count,
+        describe=lambda item: item[1].name,
+        advice="finished drives stay: start the same command again",
+    )
+    for _, result in finished:
+        yield result
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments)
 
 
 def _stamp_path(root: Path, plan: LogPlan) -> Path:

@@ -7,17 +7,22 @@ between changes what a step sees.
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from drivefine_agent.errors import WorkerError
 from drivefine_agent.training.config import AugmentationConfig
 from drivefine_agent.training.demonstrations import Batch, Demonstrations
 from drivefine_agent.training.mixing import Mixture, mixed_batch
 from drivefine_agent.training.questions import Questions, TextBatch
 from drivefine_agent.training.seeds import generator_for
+from drivefine_agent.worker_processes import worker_limit_s
 
 Part = Batch | TextBatch
 """Examples of one step that go through the model together: of one source and one answer length."""
@@ -81,9 +86,36 @@ class StepBatches(Dataset[list[Part]]):
             # Forked workers share the memory-mapped arrays; sent to them, all images would be copied.
             multiprocessing_context="fork" if num_workers > 0 else None,
             collate_fn=_as_it_is,
+            timeout=worker_limit_s() if num_workers > 0 else 0,
             generator=torch.Generator(),  # of the workers' seeds, which nothing here uses
         )
         return iter(loader)
+
+
+# What PyTorch's loader says of its processes.
+_WORKERS_LOST = re.compile(r"DataLoader (worker|timed out)")
+
+
+@contextmanager
+def loader_errors() -> Iterator[None]:
+    """Around training: names what PyTorch raises, at any place, when a process that prepares batches is lost.
+
+    Raises:
+      WorkerError: such a process died, or prepared nothing for `worker_limit_s`.
+    """
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except RuntimeError as error:
+        if not _WORKERS_LOST.match(str(error)):
+            raise
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # a stopped one ignores the signal that PyTorch sends, and would be waited for
+        raise WorkerError(
+            "processes that prepare batches must live and go on, got a lost one in training "
+            f"({str(error).splitlines()[0]}); start the same command again to go on from its last "
+            "checkpoint, with a smaller data.num_workers if memory is short"
+        ) from error
 
 
 def _as_it_is(parts: list[Part]) -> list[Part]:

@@ -358,7 +358,7 @@ def test_the_command_prints_the_combined_score_and_refuses_what_makes_no_sense(
     one_stage = ("benchmark=navsim_v2", *data[1:])
     for overrides, message in (
         ((*one_stage, "agent=constant_velocity"), "has two stages, navsim_v2 has one"),
-        ((*data, "agent=none"), "agent=none with predictions=FILE"),
+        ((*data, "agent=none"), "agent=none and predictions=FILE"),
         ((*data, "agent=human", f"predictions={tmp_path / 'cv' / 'predictions.parquet'}"), "one of the two"),
         (
             (*data, "agent=none", f"predictions={tmp_path / 'cv' / 'predictions.parquet'}"),

@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.scenes import SceneFilter, load_scenes
-from drivefine_agent.errors import DataError
+from drivefine_agent.errors import WorkerError
 from drivefine_agent.scoring import batch
 from drivefine_agent.scoring.batch import ScoringRules, score_many
 from drivefine_agent.scoring.build import build_scoring_scene
@@ -135,24 +134,6 @@ def test_a_scene_of_other_rules_costs_no_other_its_score(
         ScoringRules("navsim_v3")
 
 
-class DyingPool(ProcessPoolExecutor):
-    """Its processes die as soon as they have work."""
-
-    def submit(self, *args: Any, **kwargs: Any) -> Any:
-        future = super().submit(*args, **kwargs)
-        for process in self._processes.values():
-            process.kill()
-        wait([future])
-        return future
-
-
-def test_a_worker_that_dies_while_work_is_handed_in_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "ROWS_PER_TASK", 1)
-    monkeypatch.setattr(batch, "ProcessPoolExecutor", DyingPool)
-    with pytest.raises(DataError, match=r"a scoring process died .* such as 'a'"):
-        score_many({}, {"a": np.zeros((2, 8, 3))}, num_workers=2, kind="processes")
-
-
 class DeadlyScenes(dict[str, ScoringScene]):
     """Kills the process that asks for a scene."""
 
@@ -165,7 +146,7 @@ class DeadlyScenes(dict[str, ScoringScene]):
 def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "ROWS_PER_TASK", 1)
     poses = {"a": np.zeros((2, 8, 3))}
-    with pytest.raises(DataError, match=r"a scoring process died .* such as 'a'"):
+    with pytest.raises(WorkerError, match=r"one that died .* the scenes from 'a' on"):
         score_many(DeadlyScenes(), poses, num_workers=2, kind="processes")
 
 

@@ -1,0 +1,156 @@
+"""Workers that die, hang, fail or lose their parent."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from drivefine_agent.errors import WorkerError
+from drivefine_agent.training.loader import Part, StepBatches, loader_errors
+from drivefine_agent.worker_processes import LIMIT_VARIABLE, as_they_finish, worker_limit_s
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def stop_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return number
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise ValueError("three")
+    return number
+
+
+def slow(number: int) -> int:
+    time.sleep(0.4)
+    return number
+
+
+def run_all(function: Callable[[int], int]) -> list[tuple[int, int]]:
+    return list(as_they_finish(function, range(8), 2, describe=lambda n: f"number {n}", advice="wait"))
+
+
+def test_every_task_comes_back_with_its_result() -> None:
+    assert sorted(run_all(square)) == [(n, n * n) for n in range(8)]
+    assert not multiprocessing.active_children()
+
+
+def test_few_tasks_are_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(40):
+            taken.append(number)
+            yield number
+
+    finished = 0
+    for _ in as_they_finish(square, numbers(), 2):
+        assert len(taken) - finished <= 4
+        finished += 1
+    assert finished == 40
+
+
+def test_a_worker_that_dies_is_told_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=r"got one that died .* number 3.*; wait, with fewer workers"):
+        run_all(die_at_three)
+    assert time.monotonic() - started < 20.0
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_hangs_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, "3")
+    with pytest.raises(WorkerError, match=r"every 3 s .* got nothing from .*number 3.*; wait"):
+        run_all(stop_at_three)
+    assert not multiprocessing.active_children()
+
+
+def test_progress_of_a_long_task_is_not_taken_for_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, "0.3")  # less than a process takes to start
+    ticks = iter(range(10**9))
+    results = as_they_finish(slow, range(2), 1, on_tick=lambda: next(ticks))
+    assert [result for _, result in results] == [0, 1]
+    with pytest.raises(WorkerError):
+        list(as_they_finish(slow, range(2), 1))
+
+
+def test_an_error_of_a_task_is_the_callers() -> None:
+    with pytest.raises(ValueError, match="three"):
+        run_all(fail_at_three)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan"])
+def test_the_limit_must_be_a_positive_number(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, value)
+    with pytest.raises(
+        WorkerError, match=f"{LIMIT_VARIABLE} must be a number of seconds above 0, got '{value}'"
+    ):
+        worker_limit_s()
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import time\n"
+        "from drivefine_agent.worker_processes import as_they_finish\n"
+        "if __name__ == '__main__':\n"
+        "    list(as_they_finish(time.sleep, [60.0, 60.0], 2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + 30.0
+    while len(children.read_text().split()) < 3:  # two workers and the resource tracker
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)  # the watching threads start
+    pids = children.read_text().split()
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Deadly(StepBatches):
+    """Sends its own process a signal at the third step."""
+
+    def __getitem__(self, step: int) -> list[Part]:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGSTOP if self.purpose == "stop" else signal.SIGKILL)
+        return []
+
+
+@pytest.mark.parametrize("purpose", ["kill", "stop"])
+def test_a_lost_loader_process_is_told(purpose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, "2")
+    batches = Deadly((), (), 1, 0, purpose)
+
+    def train() -> None:
+        with loader_errors():
+            for _ in batches.steps(0, 20, num_workers=1):
+                time.sleep(0.01)
+
+    with pytest.raises(WorkerError, match=r"got a lost one in training \(DataLoader .*last checkpoint"):
+        train()
+    deadline = time.monotonic() + 10.0
+    while multiprocessing.active_children():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
