@@ -1,4 +1,4 @@
-# make demo | reproduce | table4 | test | bench | lint       everything runs in .venv, which is made on first use
+# make demo | reproduce | table4 | test | load | bench | lint       everything runs in .venv, which is made on first use
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 # Processes that run the tests; each wants about 2 GB.
 WORKERS ?= 2
 
-.PHONY: demo reproduce test bench lint types clean-demo
+.PHONY: demo reproduce test load bench lint types clean-demo
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ figure%: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n $(WORKERS) --dist loadfile
+
+load: $(BIN)/.installed
+	$(BIN)/python tests/load/campaign.py --output runs/load
 
 bench: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(PARTS)
