@@ -68,22 +68,21 @@ def logits(model: DriveFineModel, hidden: Tensor) -> Tensor:
     return torch.cat([text, hidden @ model.heads.action_head.weight.T], dim=-1)
 
 
-def expected(name: str, dtype: torch.dtype) -> Tensor:
-    return GOLDEN[name if dtype == torch.float32 else f"{name}_bf16"]
+def assert_equal(got: Tensor, name: str, scene: int | slice = slice(None)) -> None:
+    """Within 1e-5 in float32; in bfloat16 nearer to LaViDa's bfloat16 than that is to LaViDa's float32.
 
-
-def assert_equal(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
-    """Within 1e-5 in float32, within 0.4 % of their rms in bfloat16.
-
-    On the machine that ran LaViDa both are equal to the bit; other CPUs add up in another order. A bfloat16
-    model is off by 0.7 % of the rms, so that the bound leaves no room for a second such model.
+    On the machine that ran LaViDa both are equal to the bit; other CPUs add up in another order, and the
+    layers carry that on: up to 0.70 of the distance was seen (AMD, AVX-512). A model that
+    computes in float32 has 1, one that rounds on its own about 1.4.
     """
-    difference = (got.float() - wanted.float()).abs()
-    if dtype == torch.float32:
-        assert difference.max() <= 1e-5, f"largest difference {difference.max():.2e}"
-    else:
-        share = float(difference.square().mean().sqrt() / wanted.float().square().mean().sqrt())
-        assert share <= 0.004, f"rms of the difference is {share:.2%} of the logits'"
+    exact = GOLDEN[name][scene].float()
+    if got.dtype == torch.float32:
+        difference = (got - exact).abs().max()
+        assert difference <= 1e-5, f"largest difference {difference:.2e}"
+        return
+    wanted = GOLDEN[f"{name}_bf16"][scene].float()
+    share = float((got.float() - wanted).norm() / (wanted - exact).norm())
+    assert share <= 0.85, f"the difference is {share:.2f} of that between bfloat16 and float32"
 
 
 DTYPES = pytest.mark.parametrize(
@@ -104,8 +103,7 @@ def test_language_model(model: DriveFineModel, ids: str, name: str, last: int) -
         torch.arange(length)[None],
         torch.ones(1, length, length, dtype=torch.bool),
     )
-    dtype = model.dtype
-    assert_equal(logits(model, hidden[:, -last:]), expected(name, dtype), dtype)
+    assert_equal(logits(model, hidden[:, -last:]), name)
 
 
 @DTYPES
@@ -114,14 +112,13 @@ def test_language_model(model: DriveFineModel, ids: str, name: str, last: int) -
 def test_answers_over_the_prompt_cache(model: DriveFineModel, expert: str) -> None:
     # LaViDa filled its cache with the context, then with the instruction, then read it for each answer: all
     # slots masked, half of them, none. A refiner that is a copy must say the same.
-    dtype = model.dtype
-    visual = GOLDEN["eight_tokens"].to(dtype)[None]
+    visual = GOLDEN["eight_tokens"].to(model.dtype)[None]
     actions, instruction = GOLDEN["actions"].long(), GOLDEN["instruction_ids"].long()
     for scene in range(2):
         context = model.encode_context(None, GOLDEN[f"context_ids_{scene}"].long()[None], visual=visual)
         prompt = model.append_instruction(context, instruction, expert)
         got = logits(model, model.answer_hidden(prompt, actions[None]))[0]
-        assert_equal(got, expected("answer_logits", dtype)[scene], dtype)
+        assert_equal(got, "answer_logits", scene)
 
 
 @torch.no_grad()
@@ -132,7 +129,7 @@ def test_contexts_of_different_length_in_one_batch(model: DriveFineModel) -> Non
     visual = GOLDEN["eight_tokens"][None].expand(2, -1, -1)
     prompt = model.prefill(None, padded, GOLDEN["instruction_ids"].long(), "generation", lengths, visual)
     got = logits(model, model.answer_hidden(prompt, GOLDEN["actions"].long().expand(2, -1, -1)))
-    assert_equal(got, GOLDEN["answer_logits"], torch.float32)
+    assert_equal(got, "answer_logits")
 
 
 def picture() -> NDArray[np.uint8]:
@@ -154,7 +151,7 @@ def test_tower_features_and_tiles(model: DriveFineModel) -> None:
     tiles = np.concatenate([tile_image(image, whole), tile_image(image, four)])
     features = model.vision(torch.from_numpy(tiles)[None])[0]
     # The output of the second of the twin's three layers, every ninth patch.
-    assert_equal(features[:, ::9], expected("tower_features", model.dtype), model.dtype)
+    assert_equal(features[:, ::9], "tower_features")
 
 
 @torch.no_grad()
@@ -163,7 +160,7 @@ def test_visual_tokens_of_eight_tiles(model: DriveFineModel) -> None:
     tiles = torch.from_numpy(tile_image(picture(), model.config.tiles))[None]
     tokens = model.encode_images(tiles)[0]
     assert tokens.shape == (28 * 51, 32)
-    assert_equal(tokens, GOLDEN["eight_tokens"], torch.float32)
+    assert_equal(tokens, "eight_tokens")
 
 
 @torch.no_grad()
@@ -173,12 +170,12 @@ def test_visual_tokens_of_lavidas_own_grid(model: DriveFineModel) -> None:
     stock = GOLDEN["stock_tokens"]
     assert len(stock) == 196 + 16 * 29
     projector = model.projector
-    for settings, wanted in (
-        ({"tile_cols": 1, "tile_rows": 1, "tile_fit": "resize"}, stock[:196]),
-        ({"tile_cols": 2, "tile_rows": 2, "tile_fit": "letterbox"}, stock[196:]),
+    for settings, part in (
+        ({"tile_cols": 1, "tile_rows": 1, "tile_fit": "resize"}, slice(196)),
+        ({"tile_cols": 2, "tile_rows": 2, "tile_fit": "letterbox"}, slice(196, None)),
     ):
         projector.config = twin_config(**settings)
         tokens = projector(model.vision(torch.tensor(tile_image(image, projector.config.tiles))[None]))[0]
-        if len(wanted) == 196:
+        if part == slice(196):
             tokens = tokens.unflatten(0, (14, 15))[:, :14].flatten(0, 1)  # without our newlines
-        assert_equal(tokens, wanted, torch.float32)
+        assert_equal(tokens, "stock_tokens", part)
