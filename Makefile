@@ -37,6 +37,10 @@ test: $(BIN)/.installed
 load: $(BIN)/.installed
 	$(BIN)/python tests/load/campaign.py --output runs/load
 
+# FUZZ: options of tests/fuzz/campaign.py.
+fuzz: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/campaign.py $(FUZZ)
+
 bench: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(PARTS)
 

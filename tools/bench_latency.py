@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -338,16 +339,25 @@ def read_scores(path: Path) -> dict[tuple[str, int], float]:
     """(method, steps) -> score, of a CSV.
 
     Raises:
-      DataError: a column is missing.
+      DataError: it cannot be read, or a column is missing.
     """
-    with path.open(newline="") as file:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"scores must be a CSV of text in UTF-8 ({error}): {path}; write it again") from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         missing = {"method", "steps", "score"} - set(reader.fieldnames or ())
         if missing:
             raise DataError(
                 f"scores need the columns method, steps, score; {path} lacks {', '.join(sorted(missing))}"
             )
-        return {(line["method"], int(line["steps"])): float(line["score"]) for line in reader}
+        try:
+            return {(line["method"], int(line["steps"])): float(line["score"]) for line in reader}
+        except (TypeError, ValueError, csv.Error) as error:
+            raise DataError(
+                f"scores need a number of steps and a score per line ({error}): {path}"
+            ) from error
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -30,6 +30,7 @@ _VECTOR = rf"\({_NUMBER},{_NUMBER}\)"
 _TRIPLE = rf"\({_NUMBER},{_NUMBER},{_NUMBER}\)"
 _TRAJECTORY = re.compile(r"\[\s*PT\s*,([^\[\]]*)\]")
 _POINTS = re.compile(rf"\s*{_TRIPLE}(?:\s*,\s*{_TRIPLE})*\s*,?\s*")
+_MAX_LENGTH = 20_000  # of a text; the patterns above take time by its square on crafted ones
 _SHOWN = 120  # characters of a text that an error quotes
 
 
@@ -68,6 +69,7 @@ def parse_trajectory(text: str) -> FloatArray:
     Raises:
       DataError: there is no such list, or it does not hold exactly 8 triples of numbers.
     """
+    _check_length(text)
     lists = _TRAJECTORY.findall(text)
     if len(lists) != 1:
         raise DataError(
@@ -79,7 +81,7 @@ def parse_trajectory(text: str) -> FloatArray:
             f"expected {NUM_POSES} triples (x, y, heading) of decimal numbers in [PT, ...], "
             f"found {len(triples)} in {_shown(lists[0])}"
         )
-    return np.array(triples, dtype=np.float64)
+    return _finite(np.array(triples, dtype=np.float64), text)
 
 
 def motion_question(observation: Observation, has_dynamics: bool) -> str:
@@ -123,6 +125,7 @@ def parse_motion(text: str) -> MotionText:
     Raises:
       DataError: a history pose or the command is missing.
     """
+    _check_length(text)
     history = []
     for age in range(NUM_HISTORY_FRAMES - 1, -1, -1):
         found = re.findall(rf"\bt-{age}\s*:?\s*{_TRIPLE}", text)
@@ -140,7 +143,7 @@ def parse_motion(text: str) -> MotionText:
             f"found {len(commands)} in {_shown(text)}"
         )
     return MotionText(
-        np.array(history, dtype=np.float64),
+        _finite(np.array(history, dtype=np.float64), text),
         commands[0],
         _pair_after("velocity", text),
         _pair_after("acceleration", text),
@@ -163,7 +166,22 @@ def spread_rounding(values: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 def _pair_after(word: str, text: str) -> FloatArray | None:
     found = re.search(rf"{word}[^()\n]*{_VECTOR}", text, flags=re.IGNORECASE)
-    return None if found is None else np.array(found.groups(), dtype=np.float64)
+    return None if found is None else _finite(np.array(found.groups(), dtype=np.float64), text)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _MAX_LENGTH:
+        raise DataError(
+            f"a text about driving may have {_MAX_LENGTH} characters, got {len(text)}: {_shown(text)}"
+        )
+
+
+def _finite(values: FloatArray, text: str) -> FloatArray:
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"expected numbers of a reasonable size, found one of hundreds of digits in {_shown(text)}"
+        )
+    return values
 
 
 def _shown(text: str) -> str:

@@ -8,6 +8,7 @@ compares) are nuPlan's; see nuplan/common/maps/nuplan_map and nuplan/database/ma
 from __future__ import annotations
 
 import functools
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from drivefine_agent.constants import MAP_VERSIONS
 from drivefine_agent.data.json_text import read_json_object
+from drivefine_agent.data.wkb import check_wkb
 from drivefine_agent.errors import DataError
 from drivefine_agent.geometry.se2 import FloatArray, polyline_headings
 
@@ -61,6 +63,7 @@ _TABLES = {
 }
 _CONNECTOR_POLYGONS = "gen_lane_connectors_scaled_width_polygons"
 _BASELINES = "baseline_paths"
+_STEPS_PER_CALL = 10_000  # of SQLite's machine; reading takes less than one step per byte of the file
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,7 @@ def read_map(path: str | Path, map_name: str) -> Map:
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
         try:
+            _limit_work(connection, path)
             crs = _projected_crs(connection, path)
             tables = {
                 name: _rows(connection, name, path)
@@ -300,7 +304,15 @@ def read_map(path: str | Path, map_name: str) -> Map:
             }
         finally:
             connection.close()
-    except sqlite3.DatabaseError as error:
+    except DataError:
+        raise
+    except (
+        sqlite3.Error,
+        OSError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # also texts not in UTF-8
         raise DataError(
             f"not a readable GeoPackage ({error}): {path}; fetch or write the map again"
         ) from error
@@ -344,8 +356,27 @@ def _projected_crs(connection: sqlite3.Connection, path: Path) -> pyproj.CRS:
 
 
 def _has_table(connection: sqlite3.Connection, name: str) -> bool:
-    query = "SELECT 1 FROM sqlite_master WHERE type IN ('table', 'view') AND name = ?"
-    return connection.execute(query, (name,)).fetchone() is not None
+    """Whether there is a plain table; a view or virtual table of that name is a program, and none."""
+    query = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
+    row = connection.execute(query, (name,)).fetchone()
+    return (
+        row is not None and isinstance(row[0], str) and re.match(r"CREATE\s+TABLE", row[0], re.I) is not None
+    )
+
+
+def _limit_work(connection: sqlite3.Connection, path: Path) -> None:
+    """A database may compute what it seems to hold (generated columns): a limit for its size."""
+    size = path.stat().st_size
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(size, 1000))
+    calls_left = 10 + size // _STEPS_PER_CALL
+
+    def is_too_much() -> bool:
+        nonlocal calls_left
+        calls_left -= 1
+        return calls_left < 0
+
+    connection.set_progress_handler(is_too_much, _STEPS_PER_CALL)
+    connection.execute("PRAGMA trusted_schema = OFF")
 
 
 def _rows(connection: sqlite3.Connection, name: str, path: Path) -> _Table:
@@ -356,7 +387,8 @@ def _rows(connection: sqlite3.Connection, name: str, path: Path) -> _Table:
     key = next((column for _, column, _, _, _, is_key in info if is_key), None)
     if key is None or "geom" not in {column for _, column, *_ in info}:
         raise DataError(f"the layer {name!r} needs a primary key and a column 'geom': {path}")
-    cursor = connection.execute(f'SELECT * FROM "{name}" ORDER BY "{key}"')
+    quoted = key.replace('"', '""')
+    cursor = connection.execute(f'SELECT * FROM "{name}" ORDER BY "{quoted}"')
     names = [description[0] for description in cursor.description]
     rows = cursor.fetchall()
     columns = {column: [row[index] for row in rows] for index, column in enumerate(names)}
@@ -365,8 +397,10 @@ def _rows(connection: sqlite3.Connection, name: str, path: Path) -> _Table:
         _wkb(blob, f"feature {fid} of layer {name!r} in {path}")
         for fid, blob in zip(ids, columns.pop("geom"), strict=True)
     ]
+    array = np.empty(len(wkb), dtype=object)
+    array[:] = wkb
     try:
-        geometries = shapely.from_wkb(np.array(wkb, dtype=object))
+        geometries = shapely.from_wkb(array)
     except shapely.errors.ShapelyError as error:
         raise DataError(f"a geometry of the layer {name!r} is damaged ({error}): {path}") from error
     return _Table(ids, geometries, columns)
@@ -379,7 +413,9 @@ def _wkb(blob: Any, where: str) -> bytes:
     envelope_code = (blob[3] >> 1) & 0b111
     if envelope_code not in _ENVELOPE_BYTES:
         raise DataError(f"a GeoPackage geometry has an envelope code of 0 to 4, got {envelope_code}: {where}")
-    return blob[8 + _ENVELOPE_BYTES[envelope_code] :]
+    wkb = blob[8 + _ENVELOPE_BYTES[envelope_code] :]
+    check_wkb(wkb, where)
+    return wkb
 
 
 def _project(tables: Mapping[str, _Table], crs: pyproj.CRS, path: Path) -> dict[str, _Table]:

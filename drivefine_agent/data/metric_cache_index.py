@@ -66,6 +66,13 @@ def listed_files(source: Path) -> list[str]:
     return [row[0] for row in rows[1:]]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file system takes
+        return False
+
+
 def _locate(folder: Path, line: str, source: Path) -> Path:
     """The file a line means, wherever the folder was when the line was written."""
     parts = Path(line).parts[-4:]
@@ -74,7 +81,7 @@ def _locate(folder: Path, line: str, source: Path) -> Path:
             f"a line in a list of metric caches ends in log/type/token/{FILE_NAME}, got {line!r}: {source}"
         )
     path = folder.joinpath(*parts)
-    if not path.is_file():
+    if not _is_file(path):
         raise DataError(
             f"the list {source} names a metric cache that is missing: {path}; copy it too, or remove the list"
             " to use the files that are there"

@@ -213,7 +213,18 @@ def read_submission(path: str | Path) -> Submission:
         raise DataError(
             f"a submission must have the keys {sorted(wanted)}, got {sorted(map(str, content))}: {path}"
         )
-    team = TeamInfo(**{name: content[key] for name, key in METADATA_KEYS.items()})
+    try:
+        team = TeamInfo(**{name: content[key] for name, key in METADATA_KEYS.items()})
+        return _submission(team, content, path, is_two_stage)
+    except UnsafePickleError:
+        raise
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{error}: {path}") from error
+
+
+def _submission(
+    team: TeamInfo, content: Mapping[str, Any], path: str | Path, is_two_stage: bool
+) -> Submission:
     if not is_two_stage:
         return Submission(team, tuple(_read_dicts(content, PREDICTIONS, path)))
     stages = [_read_dicts(content, key, path) for key in (FIRST_STAGE, SECOND_STAGE)]

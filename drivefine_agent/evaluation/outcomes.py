@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
-from drivefine_agent.constants import NUM_POSE_FIELDS, NUM_POSES
+from drivefine_agent.constants import ANSWER_LENGTH, NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import parse_json
+from drivefine_agent.data.parquet import read_frame, read_parquet
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.results_csv import METRICS_V1, result_table
 from drivefine_agent.scoring.types import FloatArray, SubScoresV1
@@ -116,26 +117,37 @@ class OutcomeLog:
         whole, _, rest = text.rpartition(b"\n")
         if rest:  # the process died while writing this line
             write_bytes(self.path, whole + b"\n" if whole else b"")
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
-                record = json.loads(line)
-                stages = {
-                    name: StageOutcome(
-                        None if stage["poses"] is None else tuple(stage["poses"]),
-                        stage["scores"],
-                        stage["error"],
-                        stage.get("details"),
-                    )
-                    for name, stage in record["stages"].items()
-                }
-                self.outcomes[record["token"]] = SceneOutcome(
-                    record["token"], stages, record.get("planning_ms")
-                )
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                outcome = _outcome(parse_json(line, f"{self.path}, line {number}"))
+                self.outcomes[outcome.token] = outcome
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"line {number} of {self.path} is no outcome of an evaluation ({error}): delete the file "
                     "to evaluate from the start"
                 ) from error
+
+
+def _outcome(record: Any) -> SceneOutcome:
+    """An outcome from its JSON; anything else raises KeyError, TypeError, ValueError or AttributeError."""
+    stages = {}
+    for name, stage in record["stages"].items():
+        poses, scores, error, details = stage["poses"], stage["scores"], stage["error"], stage.get("details")
+        if poses is not None and (len(poses) != ANSWER_LENGTH or not all(map(_is_number, poses))):
+            raise ValueError(f"the poses of {name!r} are not {ANSWER_LENGTH} numbers")
+        if scores is not None and not all(map(_is_number, scores.values())):
+            raise ValueError(f"the scores of {name!r} are not numbers")
+        if not isinstance(error, str | None) or not isinstance(details, dict | None):
+            raise ValueError(f"the error or the details of {name!r} are something else")
+        stages[name] = StageOutcome(None if poses is None else tuple(poses), scores, error, details)
+    token, planning_ms = record["token"], record.get("planning_ms")
+    if not isinstance(token, str) or not (planning_ms is None or _is_number(planning_ms)):
+        raise ValueError("its token is no text, or its planning time no number")
+    return SceneOutcome(token, stages, planning_ms)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def stage_table(outcomes: Sequence[SceneOutcome], stage: str) -> pd.DataFrame:
@@ -173,12 +185,10 @@ def privileged_of(path: Path) -> str:
     Raises:
       DataError: the file cannot be read.
     """
-    try:
-        if "privileged" not in pq.read_schema(path).names:
-            return ""
-        return "; ".join(sorted(set(pd.read_parquet(path, columns=["privileged"])["privileged"])))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no Parquet file of predictions: {error}") from error
+    table = read_parquet(path)
+    if "privileged" not in table.column_names:
+        return ""
+    return "; ".join(sorted({str(text) for text in table.column("privileged").to_pylist()}))
 
 
 def plans_of(path: Path, tokens: Sequence[str]) -> dict[str, SceneOutcome]:
@@ -222,13 +232,15 @@ def read_predictions(path: Path) -> dict[str, dict[str, FloatArray]]:
         raise DataError(
             f"predictions must exist, got {path}: run tools/evaluate.py first or correct the path"
         )
-    try:
-        table = pd.read_parquet(path, columns=["token", "trajectory_id", "poses"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is no Parquet file with token, trajectory_id, poses: {error}") from error
+    table = read_frame(path, ["token", "trajectory_id", "poses"])
     found: dict[str, dict[str, FloatArray]] = {}
     for token, name, poses in zip(table["token"], table["trajectory_id"], table["poses"], strict=True):
-        array = np.asarray(poses, dtype=np.float64)
+        try:
+            array = np.asarray(poses, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"expected 24 numbers as poses ({error}) for token {token!r} in {path}"
+            ) from error
         if array.shape != (NUM_POSES * NUM_POSE_FIELDS,):
             raise DataError(
                 f"expected 24 numbers as poses, got shape {array.shape} for token {token!r} in {path}"

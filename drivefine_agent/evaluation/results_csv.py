@@ -8,7 +8,7 @@ Source: NAVSIM v1.1, navsim/planning/script/run_pdm_score.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -87,6 +87,28 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     write_bytes(path, format_csv(table).encode())
 
 
+def read_columns(path: Path, numbers: Collection[str], index_col: int | None = 0) -> pd.DataFrame:
+    """A CSV as a table: tokens as texts, and those of `numbers` that it has as float64.
+
+    Raises:
+      DataError: it is no CSV, or has something else than numbers in one of these columns.
+    """
+    texts = {"token": "object", "previous_token": "object"}
+    try:
+        whole = pd.read_csv(path, index_col=index_col, dtype=texts)
+    # not UTF-8, no CSV, a quoted field without end, a number of thousands of digits
+    except (OSError, ValueError, OverflowError, pd.errors.ParserError) as error:
+        raise DataError(f"{path} is not a readable CSV ({error}): write it again") from error
+    for name in whole.columns.intersection(pd.Index(list(numbers))):
+        try:
+            whole[name] = whole[name].astype("float64")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"expected numbers in the column {name!r} ({error!s:.80}): {path}; write it again"
+            ) from error
+    return whole
+
+
 def read_csv(path: Path) -> pd.DataFrame:
     """Per-scene rows of a NAVSIM 1.1 result CSV, ours or the official one; `average` is checked and dropped.
 
@@ -98,10 +120,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise DataError(
             f"a result CSV must exist, got {path}: run tools/evaluate.py first or correct the path"
         )
-    try:
-        whole = pd.read_csv(path, index_col=0, dtype={"token": "object"})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a readable CSV: {error}") from error
+    whole = read_columns(path, METRICS_V1)
     if tuple(whole.columns) != COLUMNS_V1:
         raise DataError(
             f"expected NAVSIM 1.1's columns {list(COLUMNS_V1)}, got {list(whole.columns)} in {path}"
@@ -117,7 +136,6 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise DataError(
             f"expected True or False in the column 'valid' of {path}, got {list(table['valid'][:3])}"
         )
-    table[list(METRICS_V1)] = table[list(METRICS_V1)].astype("float64")
     try:
         check_table(table, str(path))
     except ValueError as error:

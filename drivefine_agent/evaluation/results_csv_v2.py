@@ -16,6 +16,7 @@ import pandas as pd
 
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.errors import DataError
+from drivefine_agent.evaluation.results_csv import read_columns
 from drivefine_agent.evaluation.scored_frames import COLUMNS_ONE_STAGE, METRICS_V2, SUB_SCORES_V2
 from drivefine_agent.evaluation.two_stage import GROUP_COLUMNS, TwoStageResult
 from drivefine_agent.scoring.types import FloatArray
@@ -29,6 +30,7 @@ STAGE_TWO_TOKEN = "extended_pdm_score_stage_two"
 COMBINED_TOKEN = "extended_pdm_score_combined"
 SUMMARY_TOKENS = (STAGE_ONE_TOKEN, STAGE_TWO_TOKEN, COMBINED_TOKEN)
 STAGES = ("stage_one", "stage_two")
+_NO_NUMBERS = {"token", "previous_token", "valid"}
 COLUMNS_TWO_STAGE = (
     "token",
     "valid",
@@ -163,7 +165,7 @@ def read_groups(path: Path) -> pd.DataFrame:
             f"a two-stage result is compared by its mapping groups, but there is no {path}: evaluate again "
             "with tools/evaluate.py (the official CSV does not say which samples belong together)"
         )
-    table = pd.read_csv(path, dtype={"token": "object", "previous_token": "object"})
+    table = read_columns(path, set(GROUP_COLUMNS) - _NO_NUMBERS, index_col=None)
     if tuple(table.columns) != GROUP_COLUMNS:
         raise DataError(f"expected the columns {list(GROUP_COLUMNS)}, got {list(table.columns)} in {path}")
     if table["valid"].dtype != bool:
@@ -174,10 +176,7 @@ def read_groups(path: Path) -> pd.DataFrame:
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"a result CSV must exist, got {path}: run tools/evaluate.py or correct the path")
-    try:
-        whole = pd.read_csv(path, index_col=0, dtype={"token": "object"})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a readable CSV: {error}") from error
+    whole = read_columns(path, set(columns) - _NO_NUMBERS)
     if tuple(whole.columns) != columns:
         raise DataError(f"expected NAVSIM 2.2's columns {list(columns)}, got {list(whole.columns)} in {path}")
     if whole["valid"].dtype != bool:

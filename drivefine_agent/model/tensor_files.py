@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +123,12 @@ class _Opened:
                 self._tensors = safe_open(str(self._file), framework="pt").__enter__()
             else:
                 self._tensors = _load_bin(self._file, self._file.stat().st_mtime_ns)
-        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise DataError(f"cannot read the tensors in {self._file}: {error}") from error
+        except DataError:
+            raise
+        except (OSError, SafetensorError, *_DAMAGE) as error:
+            raise DataError(
+                f"cannot read the tensors in {self._file}: {error}; fetch or write it again"
+            ) from error
         if isinstance(self._tensors, dict) and not all(isinstance(t, Tensor) for t in self._tensors.values()):
             raise DataError(
                 f"{self._file} must hold tensors by name and nothing else: is it a training state?"
@@ -158,9 +163,30 @@ class _Opened:
         return self._tensors[name] if isinstance(self._tensors, dict) else self._tensors.get_tensor(name)
 
 
+# What PyTorch raises on a damaged .bin.
+_DAMAGE = (
+    *(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, OverflowError, MemoryError, zipfile.BadZipFile),
+)
+
+
 @functools.lru_cache(maxsize=1)  # its directory takes long to read; the tensors stay on the disk
 def _load_bin(file: Path, modified_ns: int) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    size = file.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+                raise DataError(
+                    f"PyTorch stores tensors uncompressed, {entry.filename!r} is not: {file}; fetch it again"
+                )
+    tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
+        if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > size:
+            raise DataError(
+                f"a tensor must not be larger than its file of {size} bytes, {name!r:.80} has shape "
+                f"{tuple(tensor.shape)}: {file}; fetch it again"
+            )
+    return tensors
 
 
 def _list_file(file: Path) -> list[StoredTensor]:

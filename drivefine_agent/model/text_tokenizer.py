@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from drivefine_agent.data.json_text import read_text
 from drivefine_agent.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +64,12 @@ class TextTokenizer:
         file = path / TOKENIZER_FILE_NAME if path.is_dir() else path
         if not file.is_file():
             raise DataError(f"no text tokenizer at {file}: point to a checkpoint folder or a tokenizer.json")
-        return cls(Tokenizer.from_file(str(file)), source=str(file))
+        text = read_text(file)
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"not a text tokenizer ({error!s:.200}): {file}; fetch it again") from error
+        return cls(tokenizer, source=str(file))
 
     @classmethod
     def tiny(cls) -> TextTokenizer:

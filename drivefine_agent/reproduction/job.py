@@ -131,6 +131,23 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def read_latencies(path: Path) -> dict[tuple[str, int], float]:
+    """Latency of a plan [ms] by method and steps, as tools/bench_latency.py writes it.
+
+    Raises:
+      DataError: it cannot be read, or lacks a column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            return {(row["method"], int(row["steps"])): float(row["total_ms"]) for row in rows}
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"latencies need method, steps and total_ms per line ({error}): {path}; delete it to measure "
+            "again"
+        ) from error
+
+
 class Reproduction:
     """Folders and commands of one output folder."""
 
@@ -251,10 +268,7 @@ class Reproduction:
             arguments = ("--checkpoint", str(arm / "model"), "--output", str(folder), *self.settings.latency)
             run_once(folder, "tools/bench_latency.py", *arguments, log=None, made_from=[arm])
             write_bytes(kept, (folder / "latency.csv").read_bytes())
-        with kept.open(newline="") as file:
-            return {
-                (row["method"], int(row["steps"])): float(row["total_ms"]) for row in csv.DictReader(file)
-            }
+        return read_latencies(kept)
 
     # ------------------------------------------------------------------------------------------ all
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.parquet import read_parquet
 from drivefine_agent.errors import DataError
 from drivefine_agent.reproduction.tables import Table
 
@@ -78,13 +79,15 @@ def read_scores(path: Path, settings: Mapping[str, Any]) -> TableScores:
     if not path.is_file():
         return scores
     try:
-        lines = pq.read_table(path)
+        lines = read_parquet(path)
         told = json.loads((lines.schema.metadata or {})[_METADATA])
         found, minutes = told["settings"], {int(seed): float(v) for seed, v in told["minutes"].items()}
         frame = lines.to_pandas()
+        if frame.columns.duplicated().any() or not {*_KEYS} <= {*frame.columns}:
+            raise DataError(f"it needs the columns {_KEYS}, each once")
         groups = frame.groupby(["row", "seed"], sort=False)
         scores.log_of = dict(zip(frame["token"], frame["log"], strict=True))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"cannot read the scores of a table from {path}: {error}; delete it") from error
     if found != json.loads(json.dumps(settings)):
         other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))

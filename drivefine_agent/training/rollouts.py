@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from drivefine_agent.constants import ANSWER_LENGTH
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.parquet import read_frame
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.types import SubScoresV1
 
@@ -140,9 +141,10 @@ def read_part(path: Path) -> Rollouts:
       DataError: it cannot be read, or is no such file.
     """
     try:
-        table = pd.read_parquet(path, columns=list(_COLUMNS))
+        table = read_frame(path, _COLUMNS)
         actions = np.stack(table["actions"].to_list()).astype(np.int64)
-    except (OSError, ValueError, KeyError) as error:
+        sub_scores = table[list(SUB_SCORES)].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
         raise DataError(
             f"{path} is no part of scored rollouts ({error}): delete it to make it again"
         ) from error
@@ -152,7 +154,7 @@ def read_part(path: Path) -> Rollouts:
         table["token"].to_numpy(dtype=np.str_),
         table["kind"].to_numpy(dtype=np.str_),
         actions,
-        table[list(SUB_SCORES)].to_numpy(dtype=np.float64),
+        sub_scores,
     )
 
 

@@ -110,7 +110,7 @@ def test_bad_prediction_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"predictions must exist, got .*gone\.parquet"):
         read_predictions(tmp_path / "gone.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
-    with pytest.raises(DataError, match=r"text\.parquet is no Parquet file"):
+    with pytest.raises(DataError, match=r"not a readable Parquet file .*text\.parquet; write it again"):
         read_predictions(tmp_path / "text.parquet")
     pd.DataFrame({"token": ["a"], "trajectory_id": [FINAL], "poses": [[1.0]]}).to_parquet(
         tmp_path / "short.parquet"

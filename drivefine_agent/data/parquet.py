@@ -1,0 +1,67 @@
+"""Columns of Parquet files that nobody vouches for; what a file declares is compared with its size first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drivefine_agent.errors import DataError
+
+_VALUES_PER_BYTE = 100  # equal values in a row take next to no room; scores and poses take bytes each
+_ALWAYS_ALLOWED_VALUES = 10**6
+
+_DAMAGE = (OSError, pa.ArrowException, ValueError, LookupError, TypeError, MemoryError, OverflowError)
+
+
+def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of a file (default: all) in memory.
+
+    Raises:
+      DataError: it is missing, no Parquet file, lacks a column, or declares far more values than it can hold.
+    """
+    path = Path(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_counts(file.metadata, path.stat().st_size)
+            names = file.schema_arrow.names
+            missing = [name for name in columns or () if names.count(name) != 1]
+            if missing:
+                raise DataError(
+                    f"a Parquet file needs the columns {list(columns or ())}, once each, got {names}"
+                )
+            table = file.read(columns=None if columns is None else list(columns))
+        table.validate(full=True)
+        return table
+    except DataError as error:
+        raise DataError(f"{error}: {path}; write it again") from error
+    except _DAMAGE as error:
+        raise DataError(f"not a readable Parquet file ({error!s:.200}): {path}; write it again") from error
+
+
+def read_frame(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The same as a table of pandas, without any index that the file may name.
+
+    Raises:
+      DataError: see `read_parquet`.
+    """
+    table = read_parquet(path, columns)
+    try:
+        return table.replace_schema_metadata(None).to_pandas()
+    except _DAMAGE as error:
+        raise DataError(f"not a readable Parquet file ({error!s:.200}): {path}; write it again") from error
+
+
+def _check_counts(metadata: pq.FileMetaData, size: int) -> None:
+    """Of every column, and of the decompressed bytes."""
+    most = _ALWAYS_ALLOWED_VALUES + _VALUES_PER_BYTE * size
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+        counts = [metadata.num_rows, row_group.num_rows, row_group.total_byte_size]
+        counts += [count for chunk in chunks for count in (chunk.num_values, chunk.total_uncompressed_size)]
+        if not all(0 <= count <= most for count in counts):
+            raise DataError(f"a Parquet file of {size} bytes may hold {most} values, got {max(counts)}")
