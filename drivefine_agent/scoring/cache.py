@@ -194,7 +194,7 @@ def finish_cache(
         "format": FORMAT,
         "version": VERSION,
         "rules": rules,
-        "failures": dict(failures),
+        "failures": dict(sorted(failures.items())),  # not in the order in which workers found them
     }
     with atomic_file(folder / MANIFEST_NAME) as file:
         file.write(json.dumps(manifest, indent=1).encode())

@@ -28,6 +28,7 @@ from drivefine_agent.scoring.cache_build import (
     window_checksum,
 )
 from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
+from drivefine_agent.scoring.cache_pack import PackWriter
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -121,6 +122,18 @@ def test_a_scene_that_failed_says_why(tmp_path: Path, scenes: list[ScoringScene]
         writer.add_failure("bad", "it has no route")
     with pytest.raises(KeyError, match=r"'bad'.*could not be prepared: it has no route"):
         SceneCache(tmp_path)["bad"]
+
+
+def test_failures_are_listed_in_one_order(tmp_path: Path, scenes: list[ScoringScene]) -> None:
+    """Workers find them in any order."""
+    manifests = []
+    for name, tokens in (("a", ["x", "y"]), ("b", ["y", "x"])):
+        (tmp_path / name).mkdir()
+        with PackWriter(tmp_path / name / "part-00000.pack", RULES_V1) as writer:
+            writer.add(scenes[0])
+        finish_cache(tmp_path / name, {token: "no route" for token in tokens})
+        manifests.append((tmp_path / name / "manifest.json").read_bytes())
+    assert manifests[0] == manifests[1]
 
 
 def test_a_scene_without_tracks_is_kept(tmp_path: Path, scenes: list[ScoringScene]) -> None:

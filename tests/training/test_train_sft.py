@@ -45,6 +45,16 @@ def _weights(output_dir: str) -> bytes:
     return (Path(output_dir) / "model" / "model.safetensors").read_bytes()
 
 
+def _checkpoints(output_dir: str) -> dict[str, bytes]:
+    """Weights, averages and optimizer states, by file."""
+    folder = Path(output_dir) / "checkpoints"
+    files = {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))
+    }
+    assert any("optimizer" in name for name in files)
+    return files
+
+
 def _stop_before(monkeypatch: pytest.MonkeyPatch, phase_name: str, step: int) -> None:
     """As if the process were killed while it computes optimizer step `step` of a phase."""
     update = Phase.update
@@ -72,6 +82,7 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert not (tmp_path / "broken" / "model").exists()
     script.train(broken)
     assert _weights(broken.output_dir) == _weights(debug_config.output_dir)
+    assert _checkpoints(broken.output_dir) == _checkpoints(debug_config.output_dir)
 
 
 @pytest.mark.slow
