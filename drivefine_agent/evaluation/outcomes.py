@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 import os
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,9 @@ class StageOutcome:
     scores: dict[str, float] | None
     """By metric name; None where scoring failed, or has not been done yet."""
     error: str | None = None
-    details: dict[str, list[float]] | None = None
-    """What NAVSIM 2 needs to compare a scene with its neighbours (`scored_frames`)."""
+    details: dict[str, array[float]] | None = None
+    """What NAVSIM 2 needs to compare a scene with its neighbours (`scored_frames`); arrays, since a hundred
+    numbers of every scene are kept until the end."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class OutcomeLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
             for outcome in outcomes:
-                stream.write(json.dumps(asdict(outcome), allow_nan=False) + "\n")
+                stream.write(json.dumps(asdict(outcome), allow_nan=False, default=list) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
         self.outcomes.update({outcome.token: outcome for outcome in outcomes})
@@ -139,6 +142,10 @@ def _outcome(record: Any) -> SceneOutcome:
             raise ValueError(f"the scores of {name!r} are not numbers")
         if not isinstance(error, str | None) or not isinstance(details, dict | None):
             raise ValueError(f"the error or the details of {name!r} are something else")
+        if details is not None:
+            if not all(map(_is_number, chain.from_iterable(details.values()))):
+                raise ValueError(f"the details of {name!r} are not numbers")
+            details = {key: array("d", values) for key, values in details.items()}
         stages[name] = StageOutcome(None if poses is None else tuple(poses), scores, error, details)
     token, planning_ms = record["token"], record.get("planning_ms")
     if not isinstance(token, str) or not (planning_ms is None or _is_number(planning_ms)):

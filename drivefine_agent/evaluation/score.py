@@ -7,6 +7,7 @@ follow from what is kept here (`StageOutcome.details`), so that all rules can be
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,11 +109,11 @@ def score_stages_v2(
             _kept(poses),
             {metric: float(getattr(scores, metric)[row]) for metric in FrameScores.names()},
             details={
-                "motion": motion_of(states[row]).ravel().tolist(),
-                "start_xy": scene.initial_state[:2].tolist(),
-                "endpoint_xy": global_from_local(poses[-1:], scene.initial_state[:3])[0, :2].tolist(),
-                "human_zeros": [] if scene.is_synthetic else zeros.astype(float).tolist(),
-                "timestamp_us": [float(scene.timestamp_us)],
+                "motion": array("d", motion_of(states[row]).ravel()),
+                "start_xy": array("d", scene.initial_state[:2]),
+                "endpoint_xy": array("d", global_from_local(poses[-1:], scene.initial_state[:3])[0, :2]),
+                "human_zeros": array("d", () if scene.is_synthetic else zeros.astype(float)),
+                "timestamp_us": array("d", (scene.timestamp_us,)),
             },
         )
     return SceneOutcome(scene.token, outcomes)

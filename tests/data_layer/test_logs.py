@@ -64,6 +64,17 @@ def test_equal_calibrations_of_a_log_are_kept_once(log_path):
     np.testing.assert_array_equal(first.sensor2lidar_rotation, last.sensor2lidar_rotation)
 
 
+def test_equal_names_and_lights_of_a_log_are_kept_once(log_path):
+    """They were a third of a log's memory; an evaluation holds the frames of all its logs."""
+    frames = read_log(log_path)
+    for items in (
+        [name for frame in frames for name in frame.annotations.names],
+        [light for frame in frames for light in frame.traffic_lights],
+    ):
+        assert len(items) > 100
+        assert len({id(item) for item in items}) == len(set(items))
+
+
 def test_dynamics_are_rounded_to_float32_and_held_as_float64(log_path, records):
     frame = read_log(log_path)[0]
     vx = records[0]["ego_dynamic_state"][0]

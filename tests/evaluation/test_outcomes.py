@@ -1,4 +1,6 @@
 import os
+import tracemalloc
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,32 @@ def test_outcomes_come_back_as_they_were_to_the_last_bit(tmp_path: Path) -> None
     outcomes = [scored("a"), failed_scene("b", (FINAL, GENERATED), "DataError: no image at x")]
     OutcomeLog(tmp_path, "1234").append(outcomes)
     assert OutcomeLog(tmp_path, "1234").outcomes == {"a": outcomes[0], "b": outcomes[1]}
+
+
+def test_details_come_back_as_they_were_and_take_little_memory(tmp_path: Path) -> None:
+    """Evaluations keep them of all scenes until the end."""
+    rng = np.random.default_rng(0)
+
+    def outcome(number: int) -> SceneOutcome:
+        details = {"motion": array("d", rng.normal(size=82)), "human_zeros": array("d")}
+        return SceneOutcome(str(number), {FINAL: StageOutcome(POSES, {}, details=details)})
+
+    outcomes = {str(number): outcome(number) for number in range(200)}
+    OutcomeLog(tmp_path, "x").append(list(outcomes.values()))
+    tracemalloc.start()
+    log = OutcomeLog(tmp_path, "x")
+    bytes_per_scene = tracemalloc.get_traced_memory()[0] / len(outcomes)
+    tracemalloc.stop()
+    assert log.outcomes == outcomes
+    assert bytes_per_scene < 3500
+
+
+@pytest.mark.parametrize("values", ['["1"]', "[true]", "[1e400]", "3", "null", "[[1.0]]"])
+def test_details_that_are_no_numbers_are_refused(tmp_path: Path, values: str) -> None:
+    stage = f'{{"poses": null, "scores": null, "error": null, "details": {{"motion": {values}}}}}'
+    (tmp_path / "outcomes-x.jsonl").write_text(f'{{"token": "a", "stages": {{"final": {stage}}}}}\n')
+    with pytest.raises(DataError, match=r"line 1 of .*outcomes-x\.jsonl"):
+        OutcomeLog(tmp_path, "x")
 
 
 def test_another_configuration_has_another_log(tmp_path: Path) -> None:
