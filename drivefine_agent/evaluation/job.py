@@ -34,8 +34,8 @@ from drivefine_agent.evaluation.outcomes import (
     SceneOutcome,
     configuration_hash,
     file_identities,
-    predictions_table,
     stage_table,
+    write_predictions_file,
 )
 from drivefine_agent.evaluation.results_csv import METRICS_V1, write_csv
 from drivefine_agent.evaluation.run import Driver, ImageReader, SceneSource, drive, failures
@@ -412,7 +412,7 @@ def write_predictions(
 ) -> Path:
     """Write the trajectories (`predictions.parquet`), marked where their planner was privileged."""
     path = settings.output_dir / PREDICTIONS_NAME
-    write_bytes(path, predictions_table(outcomes, privileged).to_parquet(index=False))
+    write_predictions_file(path, outcomes, privileged)
     return path
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from drivefine_agent.constants import ANSWER_LENGTH, NUM_POSE_FIELDS, NUM_POSES
-from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.atomic import atomic_file, write_bytes
 from drivefine_agent.data.json_text import parse_json
 from drivefine_agent.data.parquet import read_frame, read_parquet
 from drivefine_agent.errors import DataError
@@ -30,6 +32,11 @@ FINAL = "final"
 """Trajectory id of the trajectory that counts."""
 GENERATED = "generated"
 """Trajectory id of what a refining planner had before refinement."""
+
+_PREDICTIONS = pa.schema(
+    [("token", pa.string()), ("trajectory_id", pa.string()), ("poses", pa.list_(pa.float64()))]
+)
+_SCENES_PER_PORTION = 1024
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,15 @@ def predictions_table(outcomes: Sequence[SceneOutcome], privileged: str = "") ->
     ]
     table = pd.DataFrame(rows, columns=["token", "trajectory_id", "poses"])
     return table.assign(privileged=privileged) if privileged else table
+
+
+def write_predictions_file(path: Path, outcomes: Sequence[SceneOutcome], privileged: str = "") -> None:
+    """Writes a `predictions_table`, a portion at a time: the rows of all scenes are never there at once."""
+    schema = _PREDICTIONS.append(pa.field("privileged", pa.string())) if privileged else _PREDICTIONS
+    with atomic_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(outcomes), _SCENES_PER_PORTION):
+            table = predictions_table(outcomes[start : start + _SCENES_PER_PORTION], privileged)
+            writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
 
 
 def privileged_of(path: Path) -> str:

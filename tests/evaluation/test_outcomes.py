@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from scenes_by_hand import scores_row
 
@@ -19,8 +20,10 @@ from drivefine_agent.evaluation.outcomes import (
     failed_scene,
     file_identities,
     predictions_table,
+    privileged_of,
     read_predictions,
     stage_table,
+    write_predictions_file,
 )
 
 POSES = tuple(np.linspace(0.1, 2.4, 24).tolist())
@@ -125,6 +128,22 @@ def test_failed_scenes_are_invalid_rows_without_a_trajectory() -> None:
     assert table["valid"].tolist() == [True, False]
     assert np.isnan(table["score"][1])
     assert predictions_table(outcomes)["token"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize("privileged", ["", "the future"])
+def test_predictions_are_written_in_portions(tmp_path: Path, privileged: str) -> None:
+    outcomes = [scored(str(number)) for number in range(2500)]
+    outcomes[1000] = failed_scene("1000", (FINAL,), "no map")
+    write_predictions_file(tmp_path / "predictions.parquet", outcomes, privileged)
+    with pq.ParquetFile(tmp_path / "predictions.parquet") as file:
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [1023, 1024, 452]
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "predictions.parquet").assign(poses=[list(POSES)] * 2499),
+        predictions_table(outcomes, privileged),
+        check_dtype=False,
+    )
+    assert privileged_of(tmp_path / "predictions.parquet") == privileged
+    assert (read_predictions(tmp_path / "predictions.parquet")[FINAL]["2499"].ravel() == POSES).all()
 
 
 def test_predictions_can_be_read_back(tmp_path: Path) -> None:

@@ -55,10 +55,20 @@ def test_processes_memory_and_open_files_are_seen(tmp_path: Path) -> None:
         ({"num_processes": 5}, ["5 processes with 2 workers"]),
         ({"tenths": {"main_mib": [1.0, 300.0, *[500.0] * 8]}}, ["main_mib grew from 300 to 500"]),
         ({"tenths": {"main_mib": [1.0, 30.0, *[500.0] * 8]}, "seconds": 9.0}, []),
+        ({"tenths": {"main_mib": [1.0, 300.0, *[500.0] * 8]}, "kept_kib": 10.0}, []),
+        ({"tenths": {"worker_mib": [0.0, 0.0, 70.0, *[500.0] * 7]}, "kept_kib": 10.0}, []),
+        ({"tenths": {"worker_mib": [0.0, 70.0, 80.0, *[500.0] * 7]}}, ["worker_mib grew from 80 to 500"]),
     ],
 )
 def test_broken_rules_are_named(changed: dict[str, Any], expected: list[str]) -> None:
-    good = {"exit_code": 0, "seconds": 100.0, "num_processes": 4, "tenths": {"main_mib": [300.0] * 10}}
+    good = {
+        "count": 10_000,
+        "kept_kib": 0.0,
+        "exit_code": 0,
+        "seconds": 100.0,
+        "num_processes": 4,
+        "tenths": {"main_mib": [300.0] * 10},
+    }
     assert broken_rules({**good, **changed}, num_workers=2) == expected
 
 
