@@ -24,6 +24,9 @@ from drivefine_agent.scoring.types import FloatArray
 
 _LEVEL = 6  # 9 takes four times as long for 2 % less
 _STEP_S = 0.1
+_MAX_RATIO = 1032  # of deflate
+MAX_NUMBER = 1e9
+"""Of metres, radians, seconds: above it, the kernels' grids would not fit into integers."""
 _KNOT = 5  # of five samples of a track, four lie on the line between two annotations
 
 
@@ -79,8 +82,14 @@ def decode_floats(
       data: eight bytes for each number.
       parts: of the arrays, in order.
       exists: (n, K), if there is a part guessed as TRACKS.
+
+    Raises:
+      ValueError: if the parts do not have as many numbers.
     """
     table, there = _table(parts), _exists(parts, exists)
+    num_values = int(table[:, 0] @ table[:, 1])
+    if len(data) != 8 * num_values:
+        raise ValueError(f"{num_values} numbers take {8 * num_values} bytes, got {len(data)}")
     values = np.zeros(len(data) // 8)
     _code(values, values.view(np.int64), _joined(kernel_input(data, np.uint8)), table, there, False)
     arrays, start = [], 0
@@ -96,9 +105,51 @@ def deflate(data: bytes) -> bytes:
     return zlib.compress(data, _LEVEL)
 
 
-def inflate(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The bytes that were given to `deflate`."""
-    return np.frombuffer(zlib.decompress(data.data), dtype=np.uint8)
+def inflate(data: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The `size` bytes that were given to `deflate`.
+
+    Raises:
+      ValueError: if the data are damaged, or become another number of bytes; of more, no more are made.
+    """
+    decoder = zlib.decompressobj()
+    try:
+        inflated = decoder.decompress(data.data, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"compressed data are damaged ({error})") from error
+    if len(inflated) != size or not decoder.eof or decoder.unused_data:
+        raise ValueError(f"compressed data must become {size} bytes, they become another number")
+    return np.frombuffer(inflated, dtype=np.uint8)
+
+
+def check_deflated(size: int, num_bytes: int) -> None:
+    """Whether `num_bytes` can have become of `size` compressed ones, before room is made for them.
+
+    Raises:
+      ValueError: if not.
+    """
+    if num_bytes > _MAX_RATIO * size:
+        raise ValueError(f"{size} compressed bytes cannot hold {num_bytes}")
+
+
+def check_numbers(values: FloatArray, what: str, may_be_nan: bool = False) -> None:
+    """Whether numbers (n, columns) are finite and no larger than MAX_NUMBER.
+
+    Raises:
+      ValueError: if not.
+    """
+    if not _are_within(values, MAX_NUMBER, may_be_nan):
+        raise ValueError(f"{what} must be finite and at most {MAX_NUMBER:g}")
+
+
+@njit(cache=True, nogil=True)
+def _are_within(values, limit, may_be_nan):
+    """Whether all numbers (n, columns) are at most `limit` in size."""
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            value = values[row, column]
+            if not (abs(value) <= limit or (may_be_nan and np.isnan(value))):
+                return False
+    return True
 
 
 def _table(parts: Sequence[Part]) -> NDArray[np.int64]:

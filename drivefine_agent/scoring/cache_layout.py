@@ -9,23 +9,32 @@ and the floating-point arrays (cache_codec). References and body are deflated.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drivefine_agent.constants import TRACK_TYPES
 from drivefine_agent.scoring.cache_codec import (
     Guess,
     Part,
+    check_numbers,
     decode_floats,
     deflate,
     encode_floats,
     inflate,
 )
-from drivefine_agent.scoring.cache_roads import Polygons, RoadReader, RoadWriter, Rows
+from drivefine_agent.scoring.cache_roads import (
+    Polygons,
+    RoadReader,
+    RoadWriter,
+    Rows,
+    check_rows,
+)
 from drivefine_agent.scoring.observation import track_polygons
 from drivefine_agent.scoring.types import (
     HUMAN_FILTERED,
@@ -196,21 +205,35 @@ def pack_scene(scene: ScoringScene, shared: SharedWriter) -> bytes:
 
 
 def unpack_scene(token: str, blob: NDArray[np.uint8], rules: str, shared: SharedReader) -> ScoringScene:
-    """The scene in the bytes of `pack_scene`."""
+    """The scene in the bytes of `pack_scene`.
+
+    Raises:
+      ValueError: if the bytes, whatever their checksum says, are not those of a scene.
+    """
     head, references, body = _split(blob)
-    data = inflate(body)
-    values, position = _unpack_arrays(data, _small_fields(rules, head))
-    parts = _float_parts(rules, head)
+    log_name, map_name = _names(shared, references)
+    fields, parts = _small_fields(rules, head), _float_parts(rules, head)
+    num_floats = sum(part.num_rows * part.num_columns for part in parts.values())
+    data = inflate(body, _num_bytes(fields) + 8 * num_floats)
+    values, position = _unpack_arrays(data, fields)
     exists = values["track_exists"]
     floats = decode_floats(data[position:], list(parts.values()), exists)
     values |= dict(zip(parts, floats, strict=True))
+    _check_floats(values, parts)
+    check_rows(values["track_type"], len(TRACK_TYPES), "types")
+    track_tokens = _unpack_tokens(values["track_tokens"].tobytes(), bool(head.tokens_are_hex))
+    if len(track_tokens) not in (0, head.num_tracks):
+        raise ValueError(f"{head.num_tracks} tracks need as many tokens, got {len(track_tokens)}")
     poses = values["track_poses"].reshape(NUM_SAMPLES[rules], head.num_tracks, 3)
     corners, centers = track_polygons(poses, values["track_sizes"], exists)
     polygons = shared.roads.polygons.take(references.polygons)
+    centerline = shared.roads.lines.line(references.centerline)
+    if len(centerline) < 2:
+        raise ValueError(f"a centreline needs at least 2 vertices, got {len(centerline)}")
     common: dict[str, Any] = {
         "token": token,
-        "log_name": shared.names[references.names[0]],
-        "map_name": shared.names[references.names[1]],
+        "log_name": log_name,
+        "map_name": map_name,
         "timestamp_us": head.timestamp_us,
         "initial_state": values["initial_state"][0],
         "human_poses": values["human_poses"],
@@ -218,7 +241,7 @@ def unpack_scene(token: str, blob: NDArray[np.uint8], rules: str, shared: Shared
         "reference_states": values["reference_states"],
         "reference_progress": float(values["reference_summary"][0, 0]),
         "reference_multiplier": float(values["reference_summary"][0, 1]),
-        "centerline": shared.roads.lines.line(references.centerline),
+        "centerline": centerline,
         "polygon_xy": polygons.xy,
         "polygon_ring_offsets": polygons.ring_offsets,
         "polygon_part_offsets": polygons.part_offsets,
@@ -231,7 +254,7 @@ def unpack_scene(token: str, blob: NDArray[np.uint8], rules: str, shared: Shared
         "track_is_agent": values["track_is_agent"],
         "track_is_stopped": values["track_is_stopped"],
         "track_type": values["track_type"].astype(np.int64),
-        "track_tokens": _unpack_tokens(values["track_tokens"].tobytes(), bool(head.tokens_are_hex)),
+        "track_tokens": track_tokens,
         "track_poses": poses,
         "track_sizes": values["track_sizes"],
     }
@@ -259,24 +282,33 @@ def unpack_scene(token: str, blob: NDArray[np.uint8], rules: str, shared: Shared
 
 
 def log_and_time(blob: NDArray[np.uint8], shared: SharedReader) -> tuple[str, int]:
-    """Name of the log of a scene, and its time stamp [us]."""
+    """Name of the log of a scene, and its time stamp [us].
+
+    Raises:
+      ValueError: as `unpack_scene`.
+    """
     head, references, _ = _split(blob)
-    return shared.names[references.names[0]], head.timestamp_us
+    return _names(shared, references)[0], head.timestamp_us
 
 
 class Remapping:
     """Moves scenes, in their compact form, to another pack: only their references change."""
 
     def __init__(self, source: SharedReader, target: SharedWriter) -> None:
-        roads = source.roads
+        self._source, roads = source, source.roads
         self._name = _Memo(lambda row: target.names.row(source.names[row]))
         self._line = _Memo(lambda row: target.roads.lines.add_piece(roads.lines.line(_row(row))))
         self._path = _Memo(lambda row: target.roads.paths.add_piece(roads.paths.line(_row(row))))
         self._polygon = _Memo(lambda row: int(target.roads.polygons.add(roads.polygons.take(_row(row)))[0]))
 
     def moved(self, blob: NDArray[np.uint8]) -> bytes:
-        """The bytes of a scene for the target."""
+        """The bytes of a scene for the target.
+
+        Raises:
+          ValueError: as `unpack_scene`.
+        """
         head, old, body = _split(blob)
+        _names(self._source, old)
         lights = self._polygon.rows(
             old.lights
         )  # in the order of pack_scene, so that the tables come out alike
@@ -315,15 +347,30 @@ def _joined(head: _Head, references: _References, body: bytes) -> bytes:
 
 
 def _split(blob: NDArray[np.uint8]) -> tuple[_Head, _References, NDArray[np.uint8]]:
+    if len(blob) < _HEAD.size:
+        raise ValueError(f"a scene has at least {_HEAD.size} bytes, got {len(blob)}")
     head = _Head(*_HEAD.unpack_from(blob.data))
     start = _HEAD.size + head.references_size
-    planes = inflate(blob[_HEAD.size : start]).reshape(4, -1)
+    counts = (2, head.num_polygons, head.num_line_pieces, head.num_lights, head.num_path_pieces)
+    planes = inflate(blob[_HEAD.size : start], 4 * sum(counts)).reshape(4, -1)
     steps = np.ascontiguousarray(planes.T).reshape(-1).view(np.int32)
     rows = np.cumsum(steps, dtype=np.int32)
-    counts = (2, head.num_polygons, head.num_line_pieces, head.num_lights, head.num_path_pieces)
     groups = np.split(rows, np.cumsum(counts)[:-1])
     assert len(groups) == _REFERENCE_GROUPS
     return head, _References(*groups), blob[start:]
+
+
+def _names(shared: SharedReader, references: _References) -> tuple[str, str]:
+    """Log and map."""
+    check_rows(references.names, len(shared.names), "names")
+    log, map_ = references.names.tolist()
+    return shared.names[log], shared.names[map_]
+
+
+def _check_floats(values: Mapping[str, NDArray[Any]], parts: Iterable[str]) -> None:
+    """All are finite, except that the human poses may be unknown."""
+    for name in parts:
+        check_numbers(values[name], name, may_be_nan=name == "human_poses")
 
 
 _Fields = list[tuple[str, str, tuple[int, ...]]]
@@ -421,10 +468,15 @@ def _traffic_of(
     values: Mapping[str, NDArray[Any]], poses: FloatArray, paths: FloatArray, pieces: NDArray[np.int64]
 ) -> ReactiveTraffic:
     """The reverse of `_traffic_values`, with the vertices (n, 4) of the paths and where pieces start."""
-    vehicle_track = values["vehicle_track"].astype(np.int64)
+    vehicle_track, pieces_per_path = values["vehicle_track"].astype(np.int64), values["pieces_per_path"]
+    check_rows(vehicle_track, len(values["track_sizes"]), "vehicles' tracks")
+    check_rows(values["agent_vehicle"], len(vehicle_track), "agents' vehicles")
+    if pieces_per_path.min(initial=1) < 1 or pieces_per_path.sum(dtype=np.int64) != len(pieces) - 1:
+        raise ValueError(f"paths must have all {len(pieces) - 1} pieces, and each some")
     expected = np.concatenate([poses, values["track_sizes"]], axis=1)[vehicle_track]
     boxes = (values["vehicle_boxes"] + expected.view(np.int64)).view(np.float64)
-    first_pieces = np.concatenate([[0], np.cumsum(values["pieces_per_path"], dtype=np.int64)])
+    check_numbers(boxes, "boxes of vehicles")
+    first_pieces = np.concatenate([[0], np.cumsum(pieces_per_path, dtype=np.int64)])
     return ReactiveTraffic(
         vehicle_track=vehicle_track,
         vehicle_poses=boxes[:, :3].copy(),
@@ -467,12 +519,18 @@ def _pack_arrays(values: Mapping[str, NDArray[Any]], fields: _Fields) -> bytes:
     return b"".join(parts)
 
 
+def _num_bytes(fields: _Fields) -> int:
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in fields)
+
+
 def _unpack_arrays(data: NDArray[np.uint8], fields: _Fields) -> tuple[dict[str, NDArray[Any]], int]:
-    """Views into the bytes of `_pack_arrays`, and where these end."""
+    """Views into the bytes of `_pack_arrays`, and where these end; ValueError where a flag is not 0 or 1."""
     arrays = {}
     position = 0
     for name, dtype, shape in fields:
         array: NDArray[Any] = np.ndarray(shape, dtype=dtype, buffer=data, offset=position)
         arrays[name] = array
         position += array.nbytes
+        if dtype == "|b1":
+            check_rows(array.view(np.uint8).reshape(-1), 2, name)
     return arrays, position

@@ -14,7 +14,8 @@ import json
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivefine_agent.data.atomic import atomic_file
+from drivefine_agent.data.json_text import parse_json
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.cache_layout import (
     NUM_SAMPLES,
@@ -43,6 +45,21 @@ _HEADER = struct.Struct("<8sII QQQ II")  # _Header, the checksum of the meta tex
 _HEADER_SIZE = 64
 _ALIGNMENT = 8
 _NO_FINGERPRINT = -1
+_INDEX = {"token": "|S", "offset": "<i8", "size": "<i8", "crc": "<u4", "fingerprint": "<i8"}
+_PIECES = {"lengths": "<i4", "block_vertices": "<i4", "block_offsets": "<i8", "blocks": "|u1"}
+_POLYGONS = {"kind": "|i1", "ids": "|u1", "part_offsets": "<i4", "ring_offsets": "<i4", "pieces": "<i4"}
+_TABLES = {
+    f"{prefix}.{name}": dtype
+    for prefix, columns in {
+        "index": _INDEX,
+        "roads.polygons": _POLYGONS,
+        "roads.lines": _PIECES,
+        "roads.paths": _PIECES,
+    }.items()
+    for name, dtype in columns.items()
+}
+"""Type of each table; |S with the width of the longest token."""
+_MAX_TOKEN_BYTES = 1000
 _REBUILD = (
     "run tools/build_scene_cache.py again for the splits of this cache, which prepares the damaged and"
     " missing scenes again (all of a file whose head or tables are damaged)"
@@ -51,6 +68,15 @@ _REBUILD = (
 
 class DamagedPackError(DataError):
     """A pack of ours is empty, truncated or altered; it can be removed and built again."""
+
+
+class Meta(NamedTuple):
+    """What the text at the end of a pack says."""
+
+    rules: str
+    names: tuple[str, ...]
+    tables: Mapping[str, tuple[str, int, int, int | None]]
+    """By name: type, length, place in the file, checksum."""
 
 
 class _Header(NamedTuple):
@@ -118,7 +144,9 @@ class PackWriter:
         remapping = Remapping(pack.shared, self._shared)
 
         def move(token: str) -> None:
-            self._append(token, remapping.moved(pack.blob(token)), pack.fingerprint(token))
+            with pack.reading(token):
+                moved = remapping.moved(pack.blob(token))
+            self._append(token, moved, pack.fingerprint(token))
 
         return move
 
@@ -152,19 +180,15 @@ class PackWriter:
 
     def _index_arrays(self) -> dict[str, NDArray[Any]]:
         width = max((len(row[0]) for row in self._index), default=1)
-        columns = [
-            ("token", f"S{width}"),
-            ("offset", "<i8"),
-            ("size", "<i8"),
-            ("crc", "<u4"),
-            ("fingerprint", "<i8"),
-        ]
+        columns = [(name, f"|S{width}" if name == "token" else dtype) for name, dtype in _INDEX.items()]
         rows = np.array(sorted(self._index), dtype=columns)
         return {name: np.ascontiguousarray(rows[name]) for name, _ in columns}
 
 
 class Pack:
-    """A file of scenes, memory-mapped. Opening it reads the index and the tables' sizes, not the scenes.
+    """A file of scenes, memory-mapped. Opening it reads index and tables, but no scenes and no vertices.
+
+    A checksum that fits proves nothing: places, sizes and numbers are checked against what is there.
 
     Raises:
       DataError: if the file is missing, foreign, of another version, or damaged.
@@ -178,18 +202,20 @@ class Pack:
             raise DataError(f"a file of the scene cache is missing: {path}; {_REBUILD}") from error
         except ValueError as error:  # numpy cannot map an empty file
             raise DamagedPackError(f"a file of the scene cache is empty: {path}; {_REBUILD}") from error
-        meta = json.loads(self._meta_bytes())
-        self.rules: str = meta["rules"]
-        if self.rules not in NUM_SAMPLES:
-            raise DataError(f"a scene cache has rules {sorted(NUM_SAMPLES)}, got '{self.rules}': {path}")
-        tables = {name: self._table(*place) for name, place in meta["tables"].items()}
-        self._tokens, self._offset, self._size, self._crc, self._fingerprint = (
-            tables[f"index.{name}"] for name in ("token", "offset", "size", "crc", "fingerprint")
-        )
-        roads = {
-            name.removeprefix("roads."): array for name, array in tables.items() if name.startswith("roads.")
-        }
-        self.shared = SharedReader(tuple(meta["names"]), RoadReader(roads))
+        meta = _meta(parse_json(self._meta_bytes(), str(path)), path)
+        self.rules = meta.rules
+        with self._checked():
+            tables = {name: self._table(name, *place) for name, place in meta.tables.items()}
+            self._tokens, self._offset, self._size, self._crc, self._fingerprint = (
+                tables[f"index.{name}"] for name in _INDEX
+            )
+            self._check_index()
+            roads = {
+                name.removeprefix("roads."): array
+                for name, array in tables.items()
+                if name.startswith("roads.")
+            }
+            self.shared = SharedReader(meta.names, RoadReader(roads))
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -209,8 +235,13 @@ class Pack:
         return {token.decode(): n for token, n in zip(self._tokens.tolist(), numbers, strict=True)}
 
     def log_and_time(self, token: str) -> tuple[str, int]:
-        """Name of the log of a scene, and its time stamp [us]."""
-        return log_and_time(self.blob(token), self.shared)
+        """Name of the log of a scene, and its time stamp [us].
+
+        Raises:
+          DataError: if the scene's bytes are damaged.
+        """
+        with self.reading(token):
+            return log_and_time(self.blob(token), self.shared)
 
     def fingerprint(self, token: str) -> int | None:
         """Of what a scene was prepared from; None if it was not told.
@@ -228,11 +259,20 @@ class Pack:
           KeyError: if the token is not in the pack.
           DataError: if the scene's bytes are damaged.
         """
-        blob = self.blob(token)
+        with self.reading(token):
+            return unpack_scene(token, self.blob(token), self.rules, self.shared)
+
+    @contextmanager
+    def reading(self, token: str) -> Iterator[None]:
+        """Around what decodes a scene's bytes: a ValueError becomes a DamagedPackError."""
         try:
-            return unpack_scene(token, blob, self.rules, self.shared)
-        except zlib.error as error:  # the scene's checksum is right: a block of roads is damaged
-            raise self._damaged_tables() from error
+            yield
+        except DamagedPackError:
+            raise
+        except ValueError as error:  # the scene's checksum is right: roads are damaged, or it is forged
+            raise DamagedPackError(
+                f"scene '{token}' in the scene cache is damaged ({error}): {self.path}; {_REBUILD}"
+            ) from error
 
     def blob(self, token: str) -> NDArray[np.uint8]:
         """A scene in its compact form; see `load`."""
@@ -251,11 +291,9 @@ class Pack:
         Raises:
           DamagedPackError: if roads, which scenes share, are damaged.
         """
-        try:
+        with self._checked():
             self.shared.roads.lines.check()
             self.shared.roads.paths.check()
-        except zlib.error as error:
-            raise self._damaged_tables() from error
         reasons = {}
         for token in self.tokens:
             try:
@@ -303,19 +341,80 @@ class Pack:
             )
         meta = bytes(self._buffer[header.meta_offset : header.meta_offset + header.meta_size])
         if zlib.crc32(meta) != header.meta_crc:
-            raise self._damaged_tables()
+            raise DamagedPackError(
+                f"a file of the scene cache is damaged (wrong checksum): {path}; {_REBUILD}"
+            )
         return meta
 
-    def _table(self, dtype: str, shape: list[int], offset: int, crc: int | None) -> NDArray[Any]:
-        table: NDArray[Any] = np.ndarray(shape, dtype, self._buffer, offset)
-        if crc is not None and zlib.crc32(table.view(np.uint8).data) != crc:
-            raise self._damaged_tables()
+    def _table(self, name: str, dtype: str, length: int, offset: int, crc: int | None) -> NDArray[Any]:
+        num_bytes = length * np.dtype(dtype).itemsize
+        if not 0 <= offset <= offset + num_bytes <= len(self._buffer):
+            raise ValueError(f"table {name} has {num_bytes} bytes from {offset} on, which the file has not")
+        data = self._buffer[offset : offset + num_bytes]
+        if crc is None and not name.endswith(".blocks"):
+            raise ValueError(f"table {name} has no checksum")
+        if crc is not None and zlib.crc32(data.data) != crc:
+            raise ValueError("wrong checksum")
+        table: NDArray[Any] = np.ndarray((length,), dtype, self._buffer, offset)
         return table
 
-    def _damaged_tables(self) -> DamagedPackError:
-        return DamagedPackError(
-            f"a file of the scene cache is damaged (wrong checksum): {self.path}; {_REBUILD}"
+    def _check_index(self) -> None:
+        if len({len(a) for a in (self._tokens, self._offset, self._size, self._crc, self._fingerprint)}) != 1:
+            raise ValueError("columns of the index have different lengths")
+        if not (self._tokens[1:] > self._tokens[:-1]).all():
+            raise ValueError("tokens of the index must rise")
+        b"\n".join(self._tokens.tolist()).decode()  # a UnicodeDecodeError is a ValueError
+        offset, size, end = self._offset, self._size, len(self._buffer)
+        if not ((0 <= offset) & (offset <= end) & (0 <= size) & (size <= end - offset)).all():
+            raise ValueError("scenes of the index must lie in the file")
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Around what reads tables: a ValueError becomes a DamagedPackError."""
+        try:
+            yield
+        except ValueError as error:
+            raise DamagedPackError(
+                f"a file of the scene cache is damaged ({error}): {self.path}; {_REBUILD}"
+            ) from error
+
+
+def _meta(value: Any, path: Path) -> Meta:
+    """The meta text of a pack, checked.
+
+    Raises:
+      DataError: if it is not that of a pack.
+    """
+    rules = value.get("rules") if isinstance(value, dict) else None
+    if not isinstance(rules, str) or rules not in NUM_SAMPLES:
+        raise DataError(f"a scene cache has rules {sorted(NUM_SAMPLES)}, got {str(rules)[:50]!r}: {path}")
+    names, tables = value.get("names"), value.get("tables")
+    is_good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_good or not isinstance(tables, dict) or tables.keys() != _TABLES.keys():
+        raise DamagedPackError(
+            f"a file of the scene cache must list names and the tables {list(_TABLES)}, this one does not:"
+            f" {path}; {_REBUILD}"
         )
+    places = {}
+    for name, place in tables.items():
+        match place:
+            case [str(dtype), [int(length)], int(offset), int() | None as crc] if (
+                _is_type(dtype, _TABLES[name]) and length >= 0
+            ):
+                places[name] = (dtype, length, offset, crc)
+            case _:
+                raise DamagedPackError(
+                    f"table {name} of a file of the scene cache must be listed with type {_TABLES[name]},"
+                    f" length, place and checksum, got {str(place)[:100]}: {path}; {_REBUILD}"
+                )
+    return Meta(rules, tuple(names), places)
+
+
+def _is_type(dtype: str, expected: str) -> bool:
+    if expected != "|S":
+        return dtype == expected
+    width = dtype.removeprefix("|S")
+    return width.isascii() and width.isdigit() and len(width) < 5 and 1 <= int(width) <= _MAX_TOKEN_BYTES
 
 
 def outdated_message(found: str, path: Path) -> str:

@@ -6,6 +6,7 @@ A polygon is a row of a table: kind, map id, and the pieces of its rings. Scenes
 and polygons.
 
 Pieces are compressed in blocks; a reader inflates a block when a piece of it is needed first, and keeps it.
+Readers take no number on trust, whatever the checksums say: those that lead out of a table are a ValueError.
 """
 
 from __future__ import annotations
@@ -19,9 +20,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from drivefine_agent.scoring.cache_codec import Guess, Part, decode_floats, deflate, encode_floats, inflate
+from drivefine_agent.scoring.cache_codec import (
+    Guess,
+    Part,
+    check_deflated,
+    check_numbers,
+    decode_floats,
+    deflate,
+    encode_floats,
+    inflate,
+)
 from drivefine_agent.scoring.kernel_arrays import kernel_input
-from drivefine_agent.scoring.types import FloatArray
+from drivefine_agent.scoring.types import FloatArray, PolygonKind
 
 Arrays = dict[str, NDArray[Any]]
 Rows = NDArray[np.int32]
@@ -29,6 +39,8 @@ Rows = NDArray[np.int32]
 _BLOCK_VERTICES = 4096
 _CUT_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
 _CUT_BITS = 5  # one vertex in 32 ends a piece
+_MAX_TAKEN = 2**22  # vertices of a scene; the largest have some 10,000
+_KINDS = [int(kind) for kind in PolygonKind]
 
 
 class Polygons(NamedTuple):
@@ -43,6 +55,36 @@ class Polygons(NamedTuple):
 
 def _offsets(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def check_offsets(offsets: NDArray[Any], num_slices: int | None, size: int, what: str) -> None:
+    """Whether offsets cut `size` things into slices (`num_slices`, if told).
+
+    Raises:
+      ValueError: if not.
+    """
+    is_good = len(offsets) >= 1 and num_slices in (None, len(offsets) - 1)
+    if not (is_good and offsets[0] == 0 and offsets[-1] == size and (offsets[1:] >= offsets[:-1]).all()):
+        raise ValueError(f"{what} must cut {size} into slices one after the other, they do not")
+
+
+def check_rows(rows: NDArray[Any], count: int, what: str) -> None:
+    """Whether all are numbers of rows of a table.
+
+    Raises:
+      ValueError: if not.
+    """
+    if not _are_rows(rows, count):
+        raise ValueError(f"numbers of {what} must be in 0 ... {count - 1}, got {rows.min()} ... {rows.max()}")
+
+
+@njit(cache=True, nogil=True)
+def _are_rows(rows, count):
+    """Whether all are in 0 ... count - 1."""
+    for row in rows:
+        if row < 0 or row >= count:
+            return False
+    return True
 
 
 class PieceWriter:
@@ -100,9 +142,14 @@ class PieceWriter:
 
 
 class PieceReader:
-    """The pieces that a PieceWriter collected. Threads may share one."""
+    """The pieces that a PieceWriter collected. Threads may share one.
+
+    Raises:
+      ValueError: if the arrays do not fit together.
+    """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], width: int) -> None:
+        self._check(arrays, width)
         self._width = width
         self._blocks = arrays["blocks"]
         self._block_offsets = arrays["block_offsets"]
@@ -113,6 +160,19 @@ class PieceReader:
         self._vertices = np.empty((int(self._starts[-1]), width))
         self._is_inflated = np.zeros(len(arrays["block_vertices"]), dtype=bool)
 
+    @staticmethod
+    def _check(arrays: Mapping[str, NDArray[Any]], width: int) -> None:
+        lengths, blocks = arrays["lengths"], arrays["block_vertices"]
+        if min(lengths.min(initial=1), blocks.min(initial=1)) < 1:
+            raise ValueError("pieces of lines and their blocks must have at least 1 vertex")
+        starts, first_of_block = _offsets(lengths), _offsets(blocks)
+        check_offsets(
+            arrays["block_offsets"], len(blocks), len(arrays["blocks"]), "offsets of blocks of lines"
+        )
+        check_deflated(len(arrays["blocks"]), 8 * width * int(starts[-1]))
+        if starts[-1] != first_of_block[-1] or not np.isin(first_of_block, starts, assume_unique=True).all():
+            raise ValueError("blocks of lines must hold whole pieces, and all of them")
+
     def line(self, rows: Rows) -> FloatArray:
         """(n, width) vertices of pieces, one after the other."""
         return self.lines(rows)[0]
@@ -120,23 +180,30 @@ class PieceReader:
     def lines(self, rows: Rows) -> tuple[FloatArray, NDArray[np.int64]]:
         """Vertices of pieces, and (len(rows) + 1,) where each starts and ends."""
         rows = kernel_input(rows, np.int32)
+        check_rows(rows, len(self._lengths), "pieces")
         needed = np.searchsorted(self._first_of_block, self._starts[rows], side="right") - 1
         for block in np.unique(needed[~self._is_inflated[needed]]):
             self._inflate(int(block))
         return _take(self._vertices, self._starts, rows)
 
     def check(self) -> None:
-        """Look at the checksums of all blocks; raises zlib.error if one is damaged."""
-        for start, stop in pairwise(self._block_offsets.tolist()):
-            inflate(self._blocks[start:stop])
+        """Look at the checksums of all blocks; raises ValueError if one is damaged."""
+        for block in range(len(self._block_offsets) - 1):
+            self._inflated(block)
 
     def _inflate(self, block: int) -> None:
         first, last = self._first_of_block[block : block + 2]
         pieces = slice(*np.searchsorted(self._starts, [first, last]))
         parts = [Part(int(length), self._width, Guess.LINE) for length in self._lengths[pieces]]
-        start, stop = self._block_offsets[block : block + 2]
-        self._vertices[first:last] = np.concatenate(decode_floats(inflate(self._blocks[start:stop]), parts))
+        vertices = np.concatenate(decode_floats(self._inflated(block), parts))
+        check_numbers(vertices, "vertices")
+        self._vertices[first:last] = vertices
         self._is_inflated[block] = True  # last, so that no other thread reads what is not there yet
+
+    def _inflated(self, block: int) -> NDArray[np.uint8]:
+        first, last = self._first_of_block[block : block + 2]
+        start, stop = self._block_offsets[block : block + 2]
+        return inflate(self._blocks[start:stop], 8 * self._width * int(last - first))
 
 
 @njit(cache=True, nogil=True)
@@ -145,6 +212,8 @@ def _take(vertices, starts, rows):
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     for index, row in enumerate(rows):
         offsets[index + 1] = offsets[index] + starts[row + 1] - starts[row]
+    if offsets[-1] > _MAX_TAKEN:
+        raise ValueError("a scene has too many vertices")
     taken = np.empty((offsets[-1], vertices.shape[1]))
     for index, row in enumerate(rows):
         at = offsets[index]
@@ -191,7 +260,11 @@ class PolygonWriter:
 
 
 class PolygonReader:
-    """The polygons that a PolygonWriter collected."""
+    """The polygons that a PolygonWriter collected.
+
+    Raises:
+      ValueError: if the arrays do not fit together.
+    """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], pieces: PieceReader) -> None:
         self._piece_reader = pieces
@@ -201,18 +274,29 @@ class PolygonReader:
         self._pieces = kernel_input(arrays["pieces"], np.int32)
         self._ids = arrays["ids"].tobytes()
         self._id_list: NDArray[np.object_] | None = None
+        check_offsets(self._part_offsets, len(self._kind), len(self._ring_offsets) - 1, "slices of rings")
+        check_offsets(self._ring_offsets, None, len(self._pieces), "slices of pieces")
+        if not np.isin(self._kind, _KINDS).all():
+            raise ValueError(f"kinds of polygons must be in {_KINDS}")
 
     def take(self, rows: Rows) -> Polygons:
         """The polygons of the numbers (M,)."""
+        check_rows(rows, len(self._kind), "polygons")
         pieces, ring_pieces, part_offsets = _pieces_of(
             self._part_offsets, self._ring_offsets, self._pieces, kernel_input(rows, np.int32)
         )
         xy, starts = self._piece_reader.lines(pieces)
+        ring_offsets = starts[ring_pieces]
+        if not _are_rings(xy, ring_offsets):
+            raise ValueError("rings of polygons must be closed and have at least 4 vertices")
         if self._id_list is None:
-            self._id_list = np.array(self._ids.decode().split("\n"), dtype=object)
+            ids = self._ids.decode().split("\n")
+            if len(ids) != max(len(self._kind), 1):
+                raise ValueError(f"{len(self._kind)} polygons need as many ids, got {len(ids)}")
+            self._id_list = np.array(ids, dtype=object)
         return Polygons(
             xy,
-            starts[ring_pieces],
+            ring_offsets,
             part_offsets,
             self._kind[rows].astype(np.int64),
             tuple(self._id_list[rows]),
@@ -227,6 +311,8 @@ def _pieces_of(part_offsets, ring_offsets, pieces, rows):
         first, last = part_offsets[row], part_offsets[row + 1]
         num_rings += last - first
         num_pieces += ring_offsets[last] - ring_offsets[first]
+    if num_rings > _MAX_TAKEN or num_pieces > _MAX_TAKEN:
+        raise ValueError("a scene has too many rings")
     taken = np.empty(num_pieces, dtype=np.int32)
     ring_starts = np.zeros(num_rings + 1, dtype=np.int64)
     parts = np.zeros(len(rows) + 1, dtype=np.int64)
@@ -240,6 +326,16 @@ def _pieces_of(part_offsets, ring_offsets, pieces, rows):
             ring_starts[ring] = piece
         parts[index + 1] = ring
     return taken, ring_starts, parts
+
+
+@njit(cache=True, nogil=True)
+def _are_rings(xy, offsets):
+    """Whether all slices of vertices end where they begin, after at least three others."""
+    for ring in range(len(offsets) - 1):
+        first, last = offsets[ring], offsets[ring + 1] - 1
+        if last < first + 3 or xy[first, 0] != xy[last, 0] or xy[first, 1] != xy[last, 1]:
+            return False
+    return True
 
 
 class RoadWriter:
@@ -261,7 +357,11 @@ class RoadWriter:
 
 
 class RoadReader:
-    """The tables that a RoadWriter wrote."""
+    """The tables that a RoadWriter wrote.
+
+    Raises:
+      ValueError: if they do not fit together.
+    """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         def table(prefix: str) -> Arrays:

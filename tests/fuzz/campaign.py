@@ -22,10 +22,10 @@ from typing import NamedTuple
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from checked import Bench, Finding, new_root  # noqa: E402
-from readers import CRAFTED, READERS  # noqa: E402
+from readers import READERS  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-ALL = {reader.name: reader for reader in (*READERS, *CRAFTED)}
+ALL = {reader.name: reader for reader in READERS}
 
 
 class Result(NamedTuple):

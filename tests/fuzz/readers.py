@@ -587,17 +587,14 @@ READERS = (
         {"config.json": "json"},
         writes=True,
     ),
+    *(
+        Reader(
+            f"crafted scene cache {rules}",
+            make_scenes(version, rules),
+            read_scenes(rules),
+            {"scenes.pack": "pack", "manifest.json": "json"},
+            writes=True,
+        )
+        for version, rules in (("v11", RULES_V1), ("v22", RULES_V2))
+    ),  # with checksums that fit the wrong content
 )
-
-CRAFTED = tuple(
-    Reader(
-        f"crafted scene cache {rules}",
-        make_scenes(version, rules),
-        read_scenes(rules),
-        {"scenes.pack": "pack", "manifest.json": "json"},
-        writes=True,
-    )
-    for version, rules in (("v11", RULES_V1), ("v22", RULES_V2))
-)
-"""Scene caches whose checksums fit their wrong content: they are trusted still (docs/untrusted_files.md).
-Only the campaign reads them."""

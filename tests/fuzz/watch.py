@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+import numba.core.dispatcher
+import numba.core.serialize
 
 FORBIDDEN = frozenset(
     {
@@ -33,13 +37,15 @@ FORBIDDEN = frozenset(
 )
 """Audit events of Python that no reader causes once the modules it needs are imported."""
 
+_NUMBA = {numba.core.dispatcher.__file__, numba.core.serialize.__file__}
+_OF_KERNELS = FORBIDDEN | {"open"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 _seen: list[str] | None = None  # None: nobody watches. A hook cannot be removed, so there is one per process.
 
 
 def _hook(event: str, args: tuple[object, ...]) -> None:
-    if _seen is None:
+    if _seen is None or (event in _OF_KERNELS and _makes_kernel(sys._getframe(1))):
         return
     if event == "open":
         path, mode, flags = args
@@ -48,6 +54,15 @@ def _hook(event: str, args: tuple[object, ...]) -> None:
             _seen.append(f"open for writing {path!r}")
     elif event in FORBIDDEN and not (event == "import" and args[0] in sys.modules):
         _seen.append(f"{event} {args!r:.120}")
+
+
+def _makes_kernel(frame: FrameType | None) -> bool:
+    """Whether numba loads or compiles one of our kernels, which it does when a kernel is needed first."""
+    while frame is not None:
+        if frame.f_code.co_filename in _NUMBA:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from drivefine_agent.scoring.cache_build import (
 )
 from drivefine_agent.scoring.cache_layout import RULES_V1, RULES_V2
 from drivefine_agent.scoring.cache_pack import PackWriter
+from drivefine_agent.scoring.cache_roads import PieceReader, PieceWriter, PolygonReader
 from drivefine_agent.scoring.scorer import score_v1
 from drivefine_agent.scoring.types import ScoringScene
 
@@ -457,3 +458,29 @@ def test_processes_build_the_same_cache(
     for scene in scenes:
         assert_equal(cache[scene.token], scene)
     assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ring_offsets", "message"),
+    [
+        ([0], [0, 1], "at least 4 vertices"),
+        ([1], [0, 1], "numbers of polygons must be in 0 ... 0"),
+        ([-1], [0, 1], "numbers of polygons must be in 0 ... 0"),
+        ([0], [0, 2], "must cut 1 into slices"),
+        ([0], [1, 1], "must cut 1 into slices"),
+    ],
+)
+def test_forged_tables_of_roads_are_refused(rows: list[int], ring_offsets: list[int], message: str) -> None:
+    """Numbers that lead out of an array, and a ring of two vertices, whatever the checksums say."""
+    writer = PieceWriter(2)
+    piece = writer.add_piece(np.array([[0.0, 0.0], [1.0, 0.0]]))
+    pieces = PieceReader(writer.arrays(), 2)
+    arrays = {
+        "kind": np.zeros(1, dtype=np.int8),
+        "ids": np.frombuffer(b"a", dtype=np.uint8),
+        "part_offsets": np.array([0, 1], dtype=np.int32),
+        "ring_offsets": np.array(ring_offsets, dtype=np.int32),
+        "pieces": np.array([piece], dtype=np.int32),
+    }
+    with pytest.raises(ValueError, match=message):
+        PolygonReader(arrays, pieces).take(np.array(rows, dtype=np.int32))
