@@ -73,7 +73,10 @@ class DatasetPaths:
         if not maps_root:
             return paths
         if not Path(maps_root).is_dir():
-            raise DataError(f"NUPLAN_MAPS_ROOT names no folder: {maps_root}")
+            raise DataError(
+                f"NUPLAN_MAPS_ROOT names no folder: {maps_root}"
+                "; set it to the folder that holds <map name>/<version>/map.gpkg"
+            )
         return replace(paths, maps_root=Path(maps_root))
 
     def logs(self, data_split: str) -> Path:

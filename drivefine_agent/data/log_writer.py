@@ -130,33 +130,46 @@ def _floats(values: Any) -> NDArray[np.float64]:
 
 def _check(frames: Sequence[Frame], path: Path) -> None:
     if not frames:
-        raise DataError(f"a log needs at least one frame, got none for {path}")
+        raise DataError(
+            f"a log needs at least one frame, got none for {path}; give it frames, or write no log"
+        )
     tokens: set[str] = set()
     for index, frame in enumerate(frames):
         where = f"frame {index} (token {frame.token!r}) for {path}"
         if frame.log_name != path.stem:
             raise DataError(
                 f"'log_name' must equal the file's name without '.pkl', got {frame.log_name!r} in {where}"
+                "; give both the same name"
             )
         if frame.map_name not in MAP_VERSIONS:
             raise DataError(
                 f"'map_name' must be one of {sorted(MAP_VERSIONS)}, got {frame.map_name!r} in {where}"
+                "; give the frames nuPlan's name of the city"
             )
         if not frame.scene_token or not frame.token:
-            raise DataError(f"'token' and 'scene_token' must be set in {where}")
+            raise DataError(f"'token' and 'scene_token' must be set in {where}; give every frame both")
         if frame.token in tokens:
-            raise DataError(f"frame tokens must differ, got one twice in {where}")
+            raise DataError(
+                f"frame tokens must differ, got one twice in {where}; give every frame a token of its own"
+            )
         tokens.add(frame.token)
         if index and frame.timestamp_us <= frames[index - 1].timestamp_us:
             raise DataError(
                 f"time stamps must increase strictly, got {frames[index - 1].timestamp_us} then "
                 f"{frame.timestamp_us} us in {where}"
+                "; sort the frames by time, and leave doubles out"
             )
         if (
             frame.annotations is not None
             and len({len(value) for value in vars(frame.annotations).values()}) != 1
         ):
-            raise DataError(f"the fields of the annotations must have equal lengths in {where}")
+            raise DataError(
+                f"the fields of the annotations must have equal lengths in {where}"
+                "; give one entry per object in each field"
+            )
         numbers = np.concatenate([frame.ego_pose, frame.ego_velocity, frame.ego_acceleration])
         if numbers.shape != (7,) or not np.isfinite(numbers).all():
-            raise DataError(f"ego pose (3,), velocity (2,) and acceleration (2,) must be finite in {where}")
+            raise DataError(
+                f"ego pose (3,), velocity (2,) and acceleration (2,) must be finite in {where}"
+                "; leave such frames out"
+            )

@@ -25,6 +25,8 @@ from drivefine_agent.data.safe_pickle import load_pickle
 from drivefine_agent.data.types import CameraRecord, FloatArray, Frame
 from drivefine_agent.errors import DataError
 
+_AGAIN = "fetch or write the log again"
+
 _REQUIRED_KEYS = (
     "token",
     "timestamp",
@@ -114,13 +116,15 @@ def _frame_from_record(
         )
     map_name = text(record, "map_location", where)
     if map_name not in MAP_VERSIONS:
-        raise DataError(f"'map_location' must be one of {sorted(MAP_VERSIONS)}, got {map_name!r} in {where}")
+        raise DataError(
+            f"'map_location' must be one of {sorted(MAP_VERSIONS)}, got {map_name!r} in {where}; {_AGAIN}"
+        )
 
     translation = floats(record, "ego2global_translation", (3,), where)
     rotation = floats(record, "ego2global_rotation", (4,), where)
     if not 0.5 < float(np.linalg.norm(rotation)) < 2.0:
         raise DataError(
-            f"'ego2global_rotation' must be a unit quaternion, got {rotation.tolist()} in {where}"
+            f"'ego2global_rotation' must be a unit quaternion, got {rotation.tolist()} in {where}; {_AGAIN}"
         )
     # NAVSIM keeps the dynamic state as float32; the scorer then computes with these values in float64.
     dynamics = floats(record, "ego_dynamic_state", (4,), where).astype(np.float32).astype(np.float64)
@@ -151,10 +155,10 @@ def _cameras(
 ) -> dict[str, CameraRecord]:
     cams = record["cams"]
     if not isinstance(cams, dict):
-        raise DataError(f"'cams' must be a dict of cameras, got {type(cams).__name__} in {where}")
+        raise DataError(f"'cams' must be a dict of cameras, got {type(cams).__name__} in {where}; {_AGAIN}")
     missing = [name for name in CAMERA_NAMES if name not in cams]
     if missing:
-        raise DataError(f"'cams' must hold all eight cameras, {missing} are missing in {where}")
+        raise DataError(f"'cams' must hold all eight cameras, {missing} are missing in {where}; {_AGAIN}")
     return {name: camera(cams[name], f"camera {name} of {where}", calibrations) for name in CAMERA_NAMES}
 
 
@@ -165,10 +169,12 @@ def _check_order(frames: Sequence[Frame], path: Path) -> None:
             raise DataError(
                 f"frame tokens must differ, got {frame.token!r} in the frames {seen[frame.token]} and "
                 f"{index} of {path}"
+                f"; {_AGAIN}"
             )
         seen[frame.token] = index
         if index and frame.timestamp_us <= frames[index - 1].timestamp_us:
             raise DataError(
                 f"time stamps must increase strictly, got {frames[index - 1].timestamp_us} then "
                 f"{frame.timestamp_us} us in the frames {index - 1} and {index} of {path}"
+                f"; {_AGAIN}"
             )

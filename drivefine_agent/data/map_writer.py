@@ -175,7 +175,7 @@ def write_map(path: str | Path, map_name: str, layers: MapLayers) -> None:
       DataError: unknown map name, ids that repeat, or a join key that names nothing.
     """
     if map_name not in MAP_CRS:
-        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_CRS)}")
+        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_CRS)}; choose one of them")
     _check(layers, map_name)
     tables = _tables(layers)
     _to_degrees(tables, MAP_CRS[map_name])
@@ -191,7 +191,7 @@ def write_map(path: str | Path, map_name: str, layers: MapLayers) -> None:
 def map_path(maps_root: str | Path, map_name: str) -> Path:
     """Where nuplan-devkit expects the map of a city."""
     if map_name not in MAP_VERSIONS:
-        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_VERSIONS)}")
+        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_VERSIONS)}; choose one of them")
     return Path(maps_root) / map_name / MAP_VERSIONS[map_name] / "map.gpkg"
 
 
@@ -449,6 +449,7 @@ def _check(layers: MapLayers, map_name: str) -> None:
             raise DataError(
                 f"feature ids must be positive integers that differ within {' and '.join(names)}, "
                 f"got {(repeated or bad)[:5]} for the map {map_name!r}"
+                "; give each a number of its own"
             )
     known = {name: {item.fid for item in items} for name, items in vars(layers).items()}
     references = [
@@ -481,6 +482,7 @@ def _check(layers: MapLayers, map_name: str) -> None:
         if value not in known[target]:
             raise DataError(
                 f"{key!r} of {what} {fid} must name one of the {target}, got {value} (map {map_name!r})"
+                "; add that object, or correct the id"
             )
 
 
@@ -493,12 +495,20 @@ def _to_degrees(tables: dict[str, _Table], crs: str) -> None:
     geometries = np.array([row[1] for table in tables.values() for row in table.rows], dtype=object)
     metres = shapely.get_coordinates(geometries)
     if not np.isfinite(metres).all():
-        raise DataError("the coordinates of a map must be finite")
+        raise DataError(
+            "the coordinates of a map must be finite, got "
+            f"{int((~np.isfinite(metres)).any(axis=1).sum())} points that are not, in the layers "
+            f"{sorted(tables)}; leave such features out"
+        )
     lon, lat = pyproj.Transformer.from_crs(crs, GEOGRAPHIC_CRS, always_xy=True).transform(
         metres[:, 0], metres[:, 1]
     )
     if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
-        raise DataError(f"the coordinates of a map must be metres in {crs}, some lie outside of it")
+        raise DataError(
+            f"the coordinates of a map must be metres in {crs}, got "
+            f"{int((~np.isfinite(lon + lat)).sum())} points outside of it, in the layers "
+            f"{sorted(tables)}; choose the map_name of the city they lie in"
+        )
     geometries = shapely.set_coordinates(geometries, np.stack([lon, lat], axis=-1))
     start = 0
     for table in tables.values():
@@ -516,7 +526,10 @@ def _check_geometry(geometry: shapely.Geometry | None, geometry_type: str, where
             f"expected a {geometry_type}, got {got}: {where}; write the parts as features of their own"
         )
     if not shapely.is_valid(geometry):
-        raise DataError(f"a shape must be valid, got one with {shapely.is_valid_reason(geometry)}: {where}")
+        raise DataError(
+            f"a shape must be valid, got one with {shapely.is_valid_reason(geometry)}: {where}"
+            "; repair it (shapely.make_valid), or leave it out"
+        )
 
 
 def _write_tables(connection: sqlite3.Connection, tables: dict[str, _Table], crs: str) -> None:

@@ -28,6 +28,8 @@ from drivefine_agent.data.wkb import check_wkb
 from drivefine_agent.errors import DataError
 from drivefine_agent.geometry.se2 import FloatArray, polyline_headings
 
+_AGAIN = "fetch or write the map again"
+
 MAPS_INDEX_NAME = "nuplan-maps-v1.0.json"
 GEOGRAPHIC_CRS = "EPSG:4326"
 
@@ -131,7 +133,9 @@ class Objects(dict[str, Record], Generic[Record]):
     def __missing__(self, key: str) -> Record:
         fault = self._faults.get(key)
         if fault is not None:
-            raise DataError(f"{self._what} {key!r} is incomplete, {fault}: {self._where}")
+            raise DataError(
+                f"{self._what} {key!r} is incomplete, {fault}: {self._where}; fetch or write the map again"
+            )
         raise DataError(f"no {self._what} {key!r}: {self._where}; does the log belong to this map?")
 
 
@@ -280,7 +284,7 @@ def map_path(maps_root: str | Path, map_name: str) -> Path:
     """
     map_name = _ALIASES.get(map_name, map_name)
     if map_name not in MAP_VERSIONS:
-        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_VERSIONS)}")
+        raise DataError(f"unknown map {map_name!r}: nuPlan has {sorted(MAP_VERSIONS)}; choose one of them")
     return Path(maps_root) / map_name / _map_version(Path(maps_root), map_name) / "map.gpkg"
 
 
@@ -340,18 +344,20 @@ def _map_version(maps_root: Path, map_name: str) -> str:
 
 def _projected_crs(connection: sqlite3.Connection, path: Path) -> pyproj.CRS:
     if not _has_table(connection, "meta"):
-        raise DataError(f"a nuPlan map needs the layer 'meta' with 'projectedCoordSystem', missing in {path}")
+        raise DataError(
+            f"a nuPlan map needs the layer 'meta' with 'projectedCoordSystem', missing in {path}; {_AGAIN}"
+        )
     values = dict(connection.execute('SELECT "key", "value" FROM "meta"').fetchall())
     name = values.get("projectedCoordSystem")
     if not isinstance(name, str):
         raise DataError(
-            f"the layer 'meta' needs the key 'projectedCoordSystem', got {sorted(values)} in {path}"
+            f"the layer 'meta' needs the key 'projectedCoordSystem', got {sorted(values)} in {path}; {_AGAIN}"
         )
     try:
         return pyproj.CRS(name)
     except pyproj.exceptions.CRSError as error:
         raise DataError(
-            f"'projectedCoordSystem' names no coordinate system, got {name!r} in {path}"
+            f"'projectedCoordSystem' names no coordinate system, got {name!r} in {path}; {_AGAIN}"
         ) from error
 
 
@@ -382,11 +388,13 @@ def _limit_work(connection: sqlite3.Connection, path: Path) -> None:
 def _rows(connection: sqlite3.Connection, name: str, path: Path) -> _Table:
     """All rows of a layer in the order of their feature ids, with geometries as stored (lon, lat)."""
     if not _has_table(connection, name):
-        raise DataError(f"the map has no layer {name!r}: {path}; every layer of the nuPlan maps is needed")
+        raise DataError(
+            f"the map has no layer {name!r}: {path}; every layer of the nuPlan maps is needed, {_AGAIN}"
+        )
     info = connection.execute(f'PRAGMA table_info("{name}")').fetchall()
     key = next((column for _, column, _, _, _, is_key in info if is_key), None)
     if key is None or "geom" not in {column for _, column, *_ in info}:
-        raise DataError(f"the layer {name!r} needs a primary key and a column 'geom': {path}")
+        raise DataError(f"the layer {name!r} needs a primary key and a column 'geom': {path}; {_AGAIN}")
     quoted = key.replace('"', '""')
     cursor = connection.execute(f'SELECT * FROM "{name}" ORDER BY "{quoted}"')
     names = [description[0] for description in cursor.description]
@@ -402,17 +410,19 @@ def _rows(connection: sqlite3.Connection, name: str, path: Path) -> _Table:
     try:
         geometries = shapely.from_wkb(array)
     except shapely.errors.ShapelyError as error:
-        raise DataError(f"a geometry of the layer {name!r} is damaged ({error}): {path}") from error
+        raise DataError(f"a geometry of the layer {name!r} is damaged ({error}): {path}; {_AGAIN}") from error
     return _Table(ids, geometries, columns)
 
 
 def _wkb(blob: Any, where: str) -> bytes:
     """The WKB in a GeoPackage geometry: after `GP`, version, flags, int32 SRS id and an optional envelope."""
     if not isinstance(blob, bytes) or blob[:2] != b"GP" or len(blob) < 8:
-        raise DataError(f"not a GeoPackage geometry: {where}")
+        raise DataError(f"not a GeoPackage geometry: {where}; {_AGAIN}")
     envelope_code = (blob[3] >> 1) & 0b111
     if envelope_code not in _ENVELOPE_BYTES:
-        raise DataError(f"a GeoPackage geometry has an envelope code of 0 to 4, got {envelope_code}: {where}")
+        raise DataError(
+            f"a GeoPackage geometry has an envelope code of 0 to 4, got {envelope_code}: {where}; {_AGAIN}"
+        )
     wkb = blob[8 + _ENVELOPE_BYTES[envelope_code] :]
     check_wkb(wkb, where)
     return wkb
@@ -572,7 +582,7 @@ def _areas(tables: Mapping[str, _Table], layer: Layer, path: Path) -> Objects[sh
 
 def _column(table: _Table, name: str, path: Path) -> list[Any]:
     if name not in table.columns:
-        raise DataError(f"the map lacks the column {name!r} beside {sorted(table.columns)}: {path}")
+        raise DataError(f"the map lacks the column {name!r} beside {sorted(table.columns)}: {path}; {_AGAIN}")
     return table.columns[name]
 
 
@@ -583,7 +593,9 @@ def _ids(table: _Table, name: str, path: Path) -> list[str | None]:
         try:
             ids.append(None if value is None or value == "" or value != value else str(int(float(value))))
         except (TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"the column {name!r} must hold feature ids, got {value!r}: {path}") from error
+            raise DataError(
+                f"the column {name!r} must hold feature ids, got {value!r}: {path}; {_AGAIN}"
+            ) from error
     return ids
 
 

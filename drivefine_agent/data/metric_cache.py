@@ -137,17 +137,20 @@ def _metric_cache(record: Record) -> MetricCacheFile:
     samples = _samples(observation, NUM_SAMPLES[version], is_v2)
     unique = _field(observation, "_unique_objects")
     if not isinstance(unique, dict):
-        raise DataError("the unique objects of a metric cache must be a dict")
+        raise DataError(f"the unique objects of a metric cache must be a dict, got {type(unique).__name__}")
     unique_objects = objects_in_order(list(unique.values()), "a metric cache")
     if unique_objects.track_tokens != tuple(unique):
-        raise DataError("the unique objects of a metric cache must be listed by their own tokens")
+        raise DataError("the unique objects of a metric cache must be listed by their own tokens, got others")
     unknown = {token for sample in samples for token in sample.tokens} - set(unique)
     if unknown:
         raise DataError(f"every object of a sample must be a unique object, '{min(unknown)}' is none")
     map_polygons = np.empty(len(polygons), dtype=object)
     map_polygons[:] = _polygons(polygons)
     if not len(map_ids) == len(map_kinds) == len(map_polygons):
-        raise DataError("the drivable-area map of a metric cache must have one id and kind per polygon")
+        raise DataError(
+            "the drivable-area map of a metric cache must have one id and kind per polygon, got "
+            f"{len(map_ids)} ids, {len(map_kinds)} kinds and {len(map_polygons)} polygons"
+        )
     return MetricCacheFile(
         version=version,
         token=place[-2],
@@ -196,22 +199,29 @@ def _human_poses(value: Any) -> FloatArray | None:
     poses = _field(_of_kind(value, "Trajectory"), "poses")
     shape = (NUM_POSES, NUM_POSE_FIELDS)
     if not isinstance(poses, np.ndarray) or poses.dtype.kind != "f" or poses.shape != shape:
-        raise DataError(f"the human trajectory of a metric cache must be numbers of shape {shape}")
+        raise DataError(
+            f"the human trajectory of a metric cache must be numbers of shape {shape}, got "
+            f"{getattr(poses, 'shape', type(poses).__name__)}"
+        )
     if not np.isfinite(poses).all():
-        raise DataError("the human trajectory of a metric cache must be finite")
+        raise DataError(f"the human trajectory of a metric cache must be finite, got {poses.tolist()}")
     return np.array(poses, dtype=np.float64, subok=False)
 
 
 def _samples(observation: Record, num_samples: int, is_v2: bool) -> tuple[ObservedSample, ...]:
     maps = _list(_field(observation, "_occupancy_maps"), num_samples)
     if _list(_field(observation, "_global_to_local_idcs")) != list(range(num_samples)):
-        raise DataError("every sample of a metric cache must have its own occupancy map")
+        raise DataError(
+            "every sample of a metric cache must have its own occupancy map, got another order of them"
+        )
     samples = []
     for occupancy in maps:
         tokens, geometries, _ = _args(occupancy, "PDMOccupancyMap")
         polygons = _polygons(geometries)
         if len(tokens) != len(polygons):
-            raise DataError("an occupancy map must have one token per polygon")
+            raise DataError(
+                f"an occupancy map must have one token per polygon, got {len(tokens)} and {len(polygons)}"
+            )
         objects: list[tuple[str, shapely.Polygon]] = []
         lights: list[tuple[str, shapely.Polygon]] = []
         for token, polygon in zip(_texts(tokens), polygons, strict=True):
@@ -231,7 +241,10 @@ def _samples(observation: Record, num_samples: int, is_v2: bool) -> tuple[Observ
 def _box_corners(polygon: shapely.Polygon) -> FloatArray:
     corners = shapely.get_coordinates(polygon)
     if len(corners) != 5 or len(polygon.interiors) or not np.array_equal(corners[0], corners[4]):
-        raise DataError("the polygon of an object must have four corners")
+        raise DataError(
+            f"the polygon of an object must have four corners, got {len(corners) - 1} points and "
+            f"{len(polygon.interiors)} holes"
+        )
     return corners[:4]
 
 
@@ -296,7 +309,10 @@ def _list(value: Any, count: int | None = None) -> list[Any]:
 
 def _polygons(values: Sequence[Any]) -> list[shapely.Polygon]:
     if not all(isinstance(value, shapely.Polygon) for value in values):
-        raise DataError("the geometries of a metric cache must be polygons")
+        raise DataError(
+            "the geometries of a metric cache must be polygons, got "
+            f"{sorted({type(value).__name__ for value in values})}"
+        )
     return list(values)
 
 

@@ -28,7 +28,10 @@ def list_metric_caches(folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"a folder of NAVSIM's metric caches is needed, got {folder}, which is no folder")
+        raise DataError(
+            f"a folder of NAVSIM's metric caches is needed, got {folder}, which is no folder"
+            ": give the folder that run_metric_caching.py wrote"
+        )
     lists = sorted((folder / "metadata").glob("*.csv"))
     if lists:
         paths = [_locate(folder, line, source) for source in lists for line in listed_files(source)]
@@ -45,6 +48,7 @@ def list_metric_caches(folder: str | Path) -> dict[str, Path]:
         if token in found:
             raise DataError(
                 f"a token may have one metric cache, '{token}' has two: {found[token]} and {path}"
+                "; remove one of the two"
             )
         found[token] = path
     return found
@@ -60,9 +64,15 @@ def listed_files(source: Path) -> list[str]:
         with source.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the list of metric caches {source}: {error}") from error
+        raise DataError(
+            f"cannot read the list of metric caches {source}: {error}"
+            "; write it again, or remove it to use the files that are there"
+        ) from error
     if not rows or rows[0][0] != "file_name":
-        raise DataError(f"a list of metric caches starts with the header 'file_name': {source}")
+        raise DataError(
+            f"a list of metric caches starts with the header 'file_name': {source}"
+            "; write it again, or remove it to use the files that are there"
+        )
     return [row[0] for row in rows[1:]]
 
 
@@ -79,6 +89,7 @@ def _locate(folder: Path, line: str, source: Path) -> Path:
     if len(parts) != 4 or parts[-1] != FILE_NAME or {"..", "/"} & set(parts):
         raise DataError(
             f"a line in a list of metric caches ends in log/type/token/{FILE_NAME}, got {line!r}: {source}"
+            "; write the list again, or remove it to use the files that are there"
         )
     path = folder.joinpath(*parts)
     if not _is_file(path):

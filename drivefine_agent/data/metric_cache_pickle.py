@@ -71,7 +71,10 @@ def _from_wkb(*args: Any) -> shapely.Polygon:
     Collections are never handed to GEOS, whose reader would follow any nesting.
     """
     if len(args) != 1 or not isinstance(args[0], bytes):
-        raise UnsafePickleError("a geometry in a metric cache must be made from bytes")
+        raise UnsafePickleError(
+            "a geometry in a metric cache must be made from bytes"
+            f", got {len(args)} arguments of {[type(arg).__name__ for arg in args[:3]]}"
+        )
     content = args[0]
     kind, after_header = _wkb_kind(content)
     if kind == _WKB_MULTI_POLYGON:

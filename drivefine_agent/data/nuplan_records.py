@@ -105,13 +105,17 @@ def member_of(kind: str, names: tuple[str, ...]) -> Callable[..., str]:
 def path_text(*parts: Any) -> str:
     """What stands in for a path: its text."""
     if not all(isinstance(part, str) for part in parts):
-        raise UnsafePickleError("a path in a pickle must be made of texts")
+        raise UnsafePickleError(
+            f"a path in a pickle must be made of texts, got {[type(part).__name__ for part in parts[:3]]}"
+        )
     return str(PurePosixPath(*parts))
 
 
 def _no_polygon(*args: Any) -> None:
     if not all(isinstance(arg, bytes | bool) for arg in args):
-        raise UnsafePickleError("a polygon in a pickle must be made of bytes")
+        raise UnsafePickleError(
+            f"a polygon in a pickle must be made of bytes, got {[type(arg).__name__ for arg in args[:3]]}"
+        )
 
 
 def _second_stage_names() -> dict[tuple[str, str], Any]:

@@ -64,4 +64,6 @@ def _check_counts(metadata: pq.FileMetaData, size: int) -> None:
         counts = [metadata.num_rows, row_group.num_rows, row_group.total_byte_size]
         counts += [count for chunk in chunks for count in (chunk.num_values, chunk.total_uncompressed_size)]
         if not all(0 <= count <= most for count in counts):
-            raise DataError(f"a Parquet file of {size} bytes may hold {most} values, got {max(counts)}")
+            raise DataError(
+                f"a Parquet file of {size} bytes may hold {most} values, got {max(counts)} of a column"
+            )

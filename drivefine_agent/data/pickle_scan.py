@@ -291,7 +291,7 @@ class _Walk:
         for _ in range(2 if behind == _TWO_LINES else 1):
             start = self._data.find(b"\n", start) + 1
             if start == 0:
-                raise pickle.UnpicklingError("a pickle ends within a line")
+                raise pickle.UnpicklingError("a line of a pickle must have an end, got none")
         return start
 
 

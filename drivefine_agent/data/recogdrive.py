@@ -27,6 +27,8 @@ from drivefine_agent.data.json_text import parse_json
 from drivefine_agent.data.types import FloatArray, Observation
 from drivefine_agent.errors import DataError
 
+_AGAIN = "correct the line, or export the file again"
+
 IMAGE_MARK = "<image>"
 SYSTEM_TEXT = "You plan the motion of a car for the next 4 seconds."
 """System turn of the files we write; our own prompts have their own (`prompt.py`)."""
@@ -87,7 +89,9 @@ class ConversationFile:
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror or error}") from error
         if not starts:
-            raise DataError(f"{self.path} is empty: expected one JSON object per line")
+            raise DataError(
+                f"expected one JSON object per line, got an empty file: {self.path}; export it again"
+            )
         self.images: tuple[str, ...] = tuple(images)
         """The image of each line, as the file names it."""
         self.tokens: tuple[str | None, ...] = tuple(tokens)
@@ -121,7 +125,10 @@ def relative_image(image: str, prefix: str | None, where: str) -> str:
     path = PurePosixPath(image)
     if prefix is not None:
         if not path.is_relative_to(prefix):
-            raise DataError(f"{where}: expected an image below {prefix} (image_prefix), found {image!r}")
+            raise DataError(
+                f"{where}: expected an image below {prefix} (image_prefix), found {image!r}"
+                "; correct image_prefix"
+            )
         path = path.relative_to(prefix)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise DataError(
@@ -186,25 +193,27 @@ def _parse(line: bytes, where: str) -> Conversation:
     except DataError as error:
         raise DataError(f"{where}: expected a JSON object ({error}), found {_shown(line)}") from error
     if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a JSON object, found {_shown(line)}")
+        raise DataError(f"{where}: expected a JSON object, found {_shown(line)}; {_AGAIN}")
     image = record.get("image")
     images = [image] if isinstance(image, str) else image
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
-        raise DataError(f"{where}: expected 'image' to be a list of one path, found {image!r}")
+        raise DataError(f"{where}: expected 'image' to be a list of one path, found {image!r}; {_AGAIN}")
     token = record.get("token")
     if token is not None and not isinstance(token, str):
-        raise DataError(f"{where}: expected 'token' to be a string, found {token!r}")
+        raise DataError(f"{where}: expected 'token' to be a string, found {token!r}; {_AGAIN}")
     return Conversation(where, images[0], token, _parse_turns(record.get("conversations"), where))
 
 
 def _parse_turns(messages: Any, where: str) -> tuple[Turn, ...]:
     if not isinstance(messages, list):
-        raise DataError(f"{where}: expected 'conversations' to be a list, found {messages!r}")
+        raise DataError(f"{where}: expected 'conversations' to be a list, found {messages!r}; {_AGAIN}")
     roles, values = [], []
     for message in messages:
         is_message = isinstance(message, dict) and {"from", "value"} <= message.keys()
         if not is_message or not isinstance(message["value"], str):
-            raise DataError(f"{where}: expected messages {{'from', 'value': text}}, found {message!r}")
+            raise DataError(
+                f"{where}: expected messages {{'from', 'value': text}}, found {message!r}; {_AGAIN}"
+            )
         roles.append(message["from"])
         values.append(message["value"])
     first = 1 if roles[:1] == ["system"] else 0
@@ -212,6 +221,7 @@ def _parse_turns(messages: Any, where: str) -> tuple[Turn, ...]:
     if num_turns == 0 or roles[first:] != ["human", "gpt"] * num_turns:
         raise DataError(
             f"{where}: expected turns [system,] human, gpt, human, gpt, ... in 'conversations', found {roles}"
+            f"; {_AGAIN}"
         )
     questions = [value.replace(IMAGE_MARK, "").strip() for value in values[first::2]]
     return tuple(Turn(q, a.strip()) for q, a in zip(questions, values[first + 1 :: 2], strict=True))

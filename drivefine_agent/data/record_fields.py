@@ -19,6 +19,8 @@ from drivefine_agent.constants import DRIVING_COMMANDS
 from drivefine_agent.data.types import Annotations, CameraRecord, FloatArray
 from drivefine_agent.errors import DataError
 
+_AGAIN = "fetch or write the file again"
+
 _CAMERA_KEYS = (
     "data_path",
     "sensor2lidar_rotation",
@@ -40,13 +42,15 @@ class AnnotationKeys:
 def annotations_of(record: Any, keys: AnnotationKeys, where: str) -> Annotations:
     """The boxes of one frame, for the key names of its format."""
     if not isinstance(record, dict):
-        raise DataError(f"{keys.whole!r} must be a dict, got {type(record).__name__} in {where}")
+        raise DataError(f"{keys.whole!r} must be a dict, got {type(record).__name__} in {where}; {_AGAIN}")
     missing = [key for key in keys.entries if key not in record]
     if missing:
-        raise DataError(f"{keys.whole!r} needs the keys {missing}, which are missing in {where}")
+        raise DataError(f"{keys.whole!r} needs the keys {missing}, which are missing in {where}; {_AGAIN}")
     lengths = {key: len(record[key]) for key in keys.entries}
     if len(set(lengths.values())) != 1:
-        raise DataError(f"the entries of {keys.whole!r} must have equal lengths, got {lengths} in {where}")
+        raise DataError(
+            f"the entries of {keys.whole!r} must have equal lengths, got {lengths} in {where}; {_AGAIN}"
+        )
     boxes, names, velocity, instances, tracks = keys.entries
     count = lengths[names]
     return Annotations(
@@ -61,10 +65,10 @@ def annotations_of(record: Any, keys: AnnotationKeys, where: str) -> Annotations
 def camera(record: Any, where: str, calibrations: dict[bytes, FloatArray]) -> CameraRecord:
     """One camera. Calibrations repeat from frame to frame; equal arrays are kept once, read-only."""
     if not isinstance(record, dict):
-        raise DataError(f"a camera must be a dict, got {type(record).__name__}: {where}")
+        raise DataError(f"a camera must be a dict, got {type(record).__name__}: {where}; {_AGAIN}; {_AGAIN}")
     missing = [key for key in _CAMERA_KEYS if key not in record]
     if missing:
-        raise DataError(f"a camera needs the keys {missing}, which are missing: {where}")
+        raise DataError(f"a camera needs the keys {missing}, which are missing: {where}; {_AGAIN}")
 
     def calibration(key: str, shape: tuple[int, ...]) -> FloatArray:
         array = floats(record, key, shape, where)
@@ -86,6 +90,7 @@ def driving_command(record: Mapping[str, Any], where: str) -> NDArray[np.int64]:
     if sorted(command.tolist()) != [0, 0, 0, 1]:
         raise DataError(
             f"'driving_command' must be one-hot over {DRIVING_COMMANDS}, got {command.tolist()} in {where}"
+            f"; {_AGAIN}"
         )
     return command
 
@@ -96,11 +101,14 @@ def traffic_lights(record: Mapping[str, Any], where: str) -> tuple[tuple[int, bo
     if not isinstance(lights, list | tuple):
         raise DataError(
             f"'traffic_lights' must be a list of (id, is_red), got {type(lights).__name__} in {where}"
+            f"; {_AGAIN}"
         )
     pairs = []
     for light in lights:
         if not isinstance(light, list | tuple) or len(light) != 2:
-            raise DataError(f"an entry of 'traffic_lights' must be (id, is_red), got {light!r} in {where}")
+            raise DataError(
+                f"an entry of 'traffic_lights' must be (id, is_red), got {light!r} in {where}; {_AGAIN}"
+            )
         pairs.append(_light(integer(light[0], "traffic_lights", where), bool(light[1])))
     return tuple(pairs)
 
@@ -115,7 +123,7 @@ def text(record: Mapping[str, Any], key: str, where: str) -> str:
     """A text that is not empty."""
     value = record[key]
     if not isinstance(value, str) or not value:
-        raise DataError(f"{key!r} must be a text, got {value!r} in {where}")
+        raise DataError(f"{key!r} must be a text, got {value!r} in {where}; {_AGAIN}")
     return str(value)
 
 
@@ -124,18 +132,18 @@ def texts(values: Any, key: str, where: str) -> tuple[str, ...]:
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        raise DataError(f"{key!r} must be a list of texts, got {values!r:.80} in {where}")
+        raise DataError(f"{key!r} must be a list of texts, got {values!r:.80} in {where}; {_AGAIN}")
     return tuple(str(value) for value in values)
 
 
 def integer(value: Any, key: str, where: str) -> int:
     """A whole number, which may be written as a text."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer | str):
-        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}")
+        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}; {_AGAIN}")
     try:
         return int(value)
     except ValueError as error:
-        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}") from error
+        raise DataError(f"{key!r} must be an integer, got {value!r} in {where}; {_AGAIN}") from error
 
 
 def floats(
@@ -146,12 +154,12 @@ def floats(
         array = np.array(record[key], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{key!r} must be numbers of shape {shape}, got {record[key]!r:.80} in {where}"
+            f"{key!r} must be numbers of shape {shape}, got {record[key]!r:.80} in {where}; {_AGAIN}"
         ) from error
     if array.size == 0 and 0 in shape:
         array = array.reshape(shape)
     if array.shape != shape:
-        raise DataError(f"{key!r} must have shape {shape}, got {array.shape} in {where}")
+        raise DataError(f"{key!r} must have shape {shape}, got {array.shape} in {where}; {_AGAIN}")
     if finite and not np.isfinite(array).all():
-        raise DataError(f"{key!r} must be finite, got {array.ravel()[:8].tolist()} in {where}")
+        raise DataError(f"{key!r} must be finite, got {array.ravel()[:8].tolist()} in {where}; {_AGAIN}")
     return array

@@ -62,7 +62,7 @@ class Guard:
         raise UnsafePickleError(f"a pickle tried to set the attribute {name!r} of a function")
 
     def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError("a pickle tried to set the state of a function")
+        raise UnsafePickleError(f"a pickle tried to set the state of a function, got {type(state).__name__}")
 
 
 def _forbid_call(*_args: Any) -> Any:
@@ -104,7 +104,9 @@ class _PickledArray(np.ndarray):
         version, shape, dtype, is_fortran, data = state
         size = _size(shape)
         if dtype.value.itemsize == 0 and size > 0:  # any number of items in no bytes
-            raise UnsafePickleError("the items of a numpy array in a pickle must have a size")
+            raise UnsafePickleError(
+                f"the items of a numpy array in a pickle must have a size, got {size} items of no size"
+            )
         if dtype.value.hasobject:
             is_fitting = isinstance(data, list) and len(data) == size
         else:
@@ -124,22 +126,33 @@ def _size(shape: Any) -> int:
 def _empty_array(subtype: Any, shape: Any, typecode: Any) -> np.ndarray:
     """The empty array that numpy's `_reconstruct` makes before the state is set."""
     if subtype is not _NDARRAY or shape != (0,) or typecode not in (b"b", "b"):
-        raise UnsafePickleError("only plain numpy arrays can be read from a pickle")
+        raise UnsafePickleError(
+            f"only plain numpy arrays can be read from a pickle, got shape {shape!r:.40} and type "
+            f"{typecode!r:.40}"
+        )
     return np.empty((0,), dtype=np.int8).view(_PickledArray)
 
 
 def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(buffer, bytes | bytearray) or not isinstance(dtype, _Dtype) or order not in ("C", "F"):
-        raise UnsafePickleError("a numpy array in a pickle must be made from bytes and a dtype")
+        raise UnsafePickleError(
+            "a numpy array in a pickle must be made from bytes and a dtype"
+            f", got {type(buffer).__name__} and {type(dtype).__name__}"
+        )
     _size(shape)
     return np.frombuffer(buffer, dtype=dtype.value).reshape(shape, order=order)
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
     if not isinstance(dtype, _Dtype) or dtype.value.hasobject:
-        raise UnsafePickleError("a numpy scalar in a pickle must have a plain dtype")
+        raise UnsafePickleError(
+            f"a numpy scalar in a pickle must have a plain dtype, got {type(dtype).__name__}"
+        )
     if not isinstance(data, bytes) or len(data) != dtype.value.itemsize:
-        raise UnsafePickleError("a numpy scalar in a pickle must be made from as many bytes as its dtype has")
+        raise UnsafePickleError(
+            "a numpy scalar in a pickle must be made from as many bytes as its dtype has"
+            f", got {type(data).__name__} for {dtype.value}"
+        )
     if not data:  # an empty text
         return dtype.value.type()
     return np.frombuffer(data, dtype=dtype.value)[0]
@@ -148,21 +161,27 @@ def _scalar(dtype: Any, data: Any) -> Any:
 def _latin1_encode(text: Any, encoding: Any = "latin1") -> bytes:
     """How pickles of protocol 2 and below write bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError("only latin1 text can stand for bytes in a pickle")
+        raise UnsafePickleError(
+            "only latin1 text can stand for bytes in a pickle"
+            f", got {type(text).__name__} and {encoding!r:.40}"
+        )
     return text.encode("latin1")
 
 
 def _no_bytes(*args: Any) -> bytes:
     """How pickles of protocol 2 and below write empty bytes."""
     if args:
-        raise UnsafePickleError("bytes may only be called without arguments in a pickle")
+        raise UnsafePickleError(f"bytes may only be called without arguments in a pickle, got {len(args)}")
     return b""
 
 
 def _members(items: Any) -> list[Any]:
     """The members of a set, as pickles of protocol 3 and below list them; see `pickle_scan` on keys."""
     if not isinstance(items, list) or not all(map(_is_member, items)):
-        raise UnsafePickleError("a set in a pickle must be made from a list of texts, bytes or small numbers")
+        raise UnsafePickleError(
+            "a set in a pickle must be made from a list of texts, bytes or small numbers"
+            f", got {type(items).__name__}"
+        )
     return items
 
 
@@ -259,7 +278,7 @@ def load_pickle_bytes(
             raise
         raise UnsafePickleError(f"{error}: {where}; do not open this file with a plain unpickler") from error
     except DataError as error:  # of a guard's own making: what it got was well-formed, but not usable
-        raise DataError(f"{error}: {where}") from error
+        raise DataError(f"{error}: {where}; fetch or write it again") from error
     except _DAMAGE as error:
         raise DataError(
             f"not a complete pickle ({type(error).__name__}: {error}): {where}, {len(data)} bytes; "

@@ -7,10 +7,10 @@ simulated future as nuPlan objects. They are read without nuplan-devkit (see `nu
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +32,10 @@ from drivefine_agent.data.safe_pickle import MAX_PICKLE_BYTES, load_pickle_bytes
 from drivefine_agent.data.scenes import SceneFilter
 from drivefine_agent.data.types import CameraRecord, FloatArray, Frame, SceneWindow, SecondStage
 from drivefine_agent.errors import DataError
+
+T = TypeVar("T")
+
+_AGAIN = "fetch or write the file again"
 
 SECOND_STAGE_TOKEN_LENGTH = 17
 """NAVSIM tells a second-stage sample by nothing but the length of its token; first-stage tokens have 16."""
@@ -122,7 +126,10 @@ def load_second_stage(
     Source: filter_synthetic_scenes and SceneLoader in navsim/common/dataloader.py.
     """
     if not scene_filter.include_synthetic_scenes:
-        raise DataError("the scene filter has no second stage: it needs 'include_synthetic_scenes: true'")
+        raise DataError(
+            "a second stage is loaded by a scene filter with 'include_synthetic_scenes: true', got one "
+            "without; set it in the split's scene filter"
+        )
     paths = _paths(Path(folder))
     choice = _Choice.of(scene_filter, first_stage, tokens)
     windows: dict[str, SceneWindow] = {}
@@ -231,7 +238,10 @@ def _paths(folder: Path) -> list[Path]:
 def _content(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_PICKLE_BYTES:
-            raise DataError(f"a pickle may have at most {MAX_PICKLE_BYTES} bytes, {path} has more")
+            raise DataError(
+                f"a pickle may have at most {MAX_PICKLE_BYTES} bytes, {path} has more"
+                "; is this a second-stage sample?"
+            )
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the pickle {path}: {error.strerror or error}") from error
@@ -243,7 +253,9 @@ def _window(scene: Any, path: Path) -> SceneWindow:
     metadata = _dict(scene["scene_metadata"], _METADATA_KEYS, "'scene_metadata'", where)
     map_name = text(metadata, "map_name", where)
     if map_name not in MAP_VERSIONS:
-        raise DataError(f"'map_name' must be one of {sorted(MAP_VERSIONS)}, got {map_name!r} in {where}")
+        raise DataError(
+            f"'map_name' must be one of {sorted(MAP_VERSIONS)}, got {map_name!r} in {where}; {_AGAIN}"
+        )
     log_name, scene_token = text(metadata, "log_name", where), text(metadata, "scene_token", where)
     if scene_token != path.stem:
         raise DataError(
@@ -253,7 +265,10 @@ def _window(scene: Any, path: Path) -> SceneWindow:
     records = scene["frames"]
     num_history = integer(metadata["num_history_frames"], "num_history_frames", where)
     if not isinstance(records, list) or num_history < 1 or len(records) < num_history:
-        raise DataError(f"'frames' must be a list of at least {num_history} frames in {where}")
+        raise DataError(
+            f"'frames' must be a list of at least {num_history} frames, got "
+            f"{len(records) if isinstance(records, list) else type(records).__name__} in {where}; {_AGAIN}"
+        )
     calibrations: dict[bytes, FloatArray] = {}
     frames = [
         _frame(record, f"frame {index} of {where}", calibrations, (log_name, map_name, scene_token))
@@ -265,6 +280,7 @@ def _window(scene: Any, path: Path) -> SceneWindow:
         raise DataError(
             f"'initial_token' must be the token of the current frame, got {token!r} and "
             f"{frames[num_history - 1].token!r} in {where}"
+            f"; {_AGAIN}"
         )
     return SceneWindow(
         log_name=log_name,
@@ -279,15 +295,22 @@ def _window(scene: Any, path: Path) -> SceneWindow:
             original_scene=text(metadata, "corresponding_original_scene", where),
             original_token=text(metadata, "corresponding_original_initial_token", where),
             future_objects=tuple(
-                global_objects(item, f"extended_detections_tracks[{index}] of {where}")
+                _of_nuplan(global_objects, item, f"extended_detections_tracks[{index}] of {where}")
                 for index, item in enumerate(_list_or_none(scene, "extended_detections_tracks", where))
             ),
             future_lights=tuple(
-                light_states(item, f"extended_traffic_light_data[{index}] of {where}")
+                _of_nuplan(light_states, item, f"extended_traffic_light_data[{index}] of {where}")
                 for index, item in enumerate(_list_or_none(scene, "extended_traffic_light_data", where))
             ),
         ),
     )
+
+
+def _of_nuplan(read: Callable[[Any, str], T], item: Any, where: str) -> T:
+    try:
+        return read(item, where)
+    except DataError as error:
+        raise DataError(f"{error}; {_AGAIN}") from error
 
 
 def _frame(
@@ -296,7 +319,9 @@ def _frame(
     record = _dict(record, _FRAME_KEYS, "a second-stage frame", where)
     ego = _dict(record["ego_status"], _EGO_KEYS, "'ego_status'", where)
     if ego["in_global_frame"] is not True:
-        raise DataError(f"the poses of a second-stage sample must be global, they are not in {where}")
+        raise DataError(
+            f"the poses of a second-stage sample must be global, they are not in {where}; {_AGAIN}"
+        )
     log_name, map_name, scene_token = names
     lidar_path = record["lidar_path"]
     return Frame(
@@ -327,6 +352,7 @@ def _cameras(record: Any, where: str, calibrations: dict[bytes, FloatArray]) -> 
         raise DataError(
             f"'camera_dict' must name all eight cameras (not rendered: an empty dict), {missing} are "
             f"missing in {where}"
+            f"; {_AGAIN}"
         )
     return {
         name: camera(by_name[name], f"camera {name} of {where}", calibrations)
@@ -337,27 +363,27 @@ def _cameras(record: Any, where: str, calibrations: dict[bytes, FloatArray]) -> 
 
 def _dict(value: Any, keys: Sequence[str], what: str, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{what} must be a dict, got {type(value).__name__} in {where}")
+        raise DataError(f"{what} must be a dict, got {type(value).__name__} in {where}; {_AGAIN}")
     missing = [key for key in keys if key not in value]
     if missing:
-        raise DataError(f"{what} needs the keys {missing}, which are missing in {where}")
+        raise DataError(f"{what} needs the keys {missing}, which are missing in {where}; {_AGAIN}")
     return value
 
 
 def _list_or_none(scene: Mapping[str, Any], key: str, where: str) -> list[Any]:
     value = scene[key]
     if value is not None and not isinstance(value, list):
-        raise DataError(f"{key!r} must be a list or None, got {type(value).__name__} in {where}")
+        raise DataError(f"{key!r} must be a list or None, got {type(value).__name__} in {where}; {_AGAIN}")
     return value or []
 
 
 def _check_order(frames: Sequence[Frame], where: str) -> None:
     tokens = [frame.token for frame in frames]
     if len(set(tokens)) != len(tokens):
-        raise DataError(f"frame tokens must differ, got {tokens} in {where}")
+        raise DataError(f"frame tokens must differ, got {tokens} in {where}; {_AGAIN}")
     stamps = np.array([frame.timestamp_us for frame in frames])
     if (np.diff(stamps) <= 0).any():
-        raise DataError(f"time stamps must increase strictly, got {stamps.tolist()} in {where}")
+        raise DataError(f"time stamps must increase strictly, got {stamps.tolist()} in {where}; {_AGAIN}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -88,7 +88,10 @@ def write_attributes(folder: str | Path, scenes: Iterable[SceneAttributes]) -> P
     for scene in scenes:
         window = scene.window
         if window.second_stage is None:
-            raise DataError(f"the window of token {window.token!r} is no second-stage sample")
+            raise DataError(
+                f"the window of token {window.token!r} is no second-stage sample"
+                ": set second_stage, or leave it out"
+            )
         poses = [frame.ego_pose.tolist() for frame in window.frames]
         writer.writerow(
             (
@@ -308,31 +311,44 @@ def _check(window: SceneWindow) -> None:
         if len(value) != SECOND_STAGE_TOKEN_LENGTH:
             raise DataError(
                 f"a second-stage {key} must have {SECOND_STAGE_TOKEN_LENGTH} characters, got {value!r}"
+                "; give it such a name, or NAVSIM fails"
             )
     if window.map_name not in MAP_VERSIONS:
         raise DataError(
             f"'map_name' must be one of {sorted(MAP_VERSIONS)}, got {window.map_name!r} in {where}"
+            "; give it nuPlan's name of the city"
         )
     if len(stage.future_objects) < NUM_POSES:
         raise DataError(
             f"NAVSIM needs the objects of at least {NUM_POSES} future times, got "
             f"{len(stage.future_objects)} in {where}"
+            "; give the sample a longer future"
         )
     for objects in stage.future_objects:
         kinds = [TRACK_TYPES.index(name) for name in objects.names]
         if kinds != sorted(kinds):
-            raise DataError(f"future objects must be sorted by type, they are not in {where}")
+            raise DataError(f"future objects must be sorted by type, they are not in {where}; sort them")
         values = np.concatenate([objects.poses, objects.sizes, objects.velocities], axis=1)
         if values.shape != (len(kinds), 7) or not np.isfinite(values).all():
             raise DataError(
                 f"future objects must have finite poses (K, 3), sizes (K, 2), velocities (K, 2) in {where}"
+                "; leave others out"
             )
     stamps = np.array([frame.timestamp_us for frame in window.frames])
     if (np.diff(stamps) <= 0).any():
-        raise DataError(f"time stamps must increase strictly, got {stamps.tolist()} in {where}")
+        raise DataError(
+            f"time stamps must increase strictly, got {stamps.tolist()} in {where}"
+            "; sort the frames by time, and leave doubles out"
+        )
     for frame in window.frames:
         if frame.annotations is None:
-            raise DataError(f"second-stage frames need annotations, {frame.token!r} has none in {where}")
+            raise DataError(
+                f"second-stage frames need annotations, {frame.token!r} has none in {where}; give every "
+                "frame its own"
+            )
         numbers = np.concatenate([frame.ego_pose, frame.ego_velocity, frame.ego_acceleration])
         if numbers.shape != (7,) or not np.isfinite(numbers).all():
-            raise DataError(f"ego pose (3,), velocity (2,) and acceleration (2,) must be finite in {where}")
+            raise DataError(
+                f"ego pose (3,), velocity (2,) and acceleration (2,) must be finite in {where}"
+                "; leave such samples out"
+            )

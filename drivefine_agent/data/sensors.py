@@ -121,13 +121,17 @@ def write_image(root: str | Path, data_path: str, pixels: NDArray[Any], quality:
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise DataError(
-            f"an image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype} for {data_path}"
+            f"an image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype} for {data_path}; "
+            "give such pixels"
         )
     is_encoded, encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
     if not is_encoded:
-        raise DataError(f"OpenCV could not encode the image for {data_path}")
+        raise DataError(
+            f"OpenCV could not encode an image of shape {pixels.shape} for {data_path}: check pixels and "
+            "quality"
+        )
     path = image_path(root, data_path)
     write_bytes(path, encoded.tobytes())
     return path
@@ -137,5 +141,8 @@ def image_path(root: str | Path, data_path: str) -> Path:
     """The file of a camera image; refuses paths that would leave `root`."""
     relative = PurePosixPath(data_path)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts:
-        raise DataError(f"an image path must stay inside the sensor folder {root}, got {data_path!r}")
+        raise DataError(
+            f"an image path must stay inside the sensor folder {root}, got {data_path!r}"
+            "; correct the data_path in the log"
+        )
     return Path(root) / relative

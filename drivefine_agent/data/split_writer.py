@@ -28,7 +28,10 @@ def write_split(splits_root: str | Path, split: Split) -> Path:
       DataError: a name that cannot be a file's, or names with quotation marks or line breaks.
     """
     if not _NAME.fullmatch(split.name):
-        raise DataError(f"a split's name must consist of letters, digits, '_' and '-', got {split.name!r}")
+        raise DataError(
+            f"a split's name must consist of letters, digits, '_' and '-', got {split.name!r}"
+            "; choose such a name"
+        )
     folder = Path(splits_root) / "train_test_split"
     lines = ["defaults:", f"  - scene_filter: {split.name}", f"data_split: {_quoted(split.data_split)}"]
     if split.reactive_all_mapping is not None:
@@ -80,7 +83,10 @@ def _list_lines(key: str, values: Iterable[str] | None) -> list[str]:
 
 def _quoted(value: str) -> str:
     if "'" in value or "\n" in value or "$" in value:
-        raise DataError(f"a name in a split must not hold quotation marks, '$' or line breaks, got {value!r}")
+        raise DataError(
+            f"a log_name or token of a split must not hold quotation marks, '$' or line breaks, got {value!r}"
+            "; rename it"
+        )
     return f"'{value}'"
 
 

@@ -69,7 +69,9 @@ def load_split(name_or_path: str | Path, search_dirs: Iterable[str | Path] = ())
     content = _mapping(path)
     unknown = [key for key in content if key not in _SPLIT_KEYS + _IGNORED_SPLIT_KEYS]
     if unknown:
-        raise DataError(f"a split file has the keys {list(_SPLIT_KEYS)}, got {unknown} in {path}")
+        raise DataError(
+            f"a split file has the keys {list(_SPLIT_KEYS)}, got {unknown} in {path}; remove the others"
+        )
     return Split(
         name=path.stem,
         data_split=_data_split(content, path),
@@ -107,14 +109,19 @@ def load_log_lists(path: Path) -> dict[str, tuple[str, ...]]:
     lists = {key: _names(key, content.get(key), path) or () for key in ("train_logs", "val_logs")}
     both = sorted(set(lists["train_logs"]) & set(lists["val_logs"]))
     if both:
-        raise DataError(f"train_logs and val_logs must not overlap, got {both[0]!r} in both lists of {path}")
+        raise DataError(
+            f"train_logs and val_logs must not overlap, got {both[0]!r} in both lists of {path}"
+            "; remove it from one of them"
+        )
     return lists
 
 
 def _data_split(content: Mapping[str, Any], path: Path) -> str:
     folder = content.get("data_split")
     if not isinstance(folder, str) or not folder:
-        raise DataError(f"a split file needs 'data_split', the folder below navsim_logs: {path}")
+        raise DataError(
+            f"a split file needs 'data_split', got none in {path}; add it: the folder below navsim_logs"
+        )
     return folder
 
 
@@ -123,7 +130,7 @@ def _split_path(name_or_path: str | Path, search_dirs: list[Path]) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise DataError(f"no split file at {path}")
+            raise DataError(f"no split file at {path}: correct the path, or give the name of a split")
         return path
     for folder in search_dirs:
         for path in _split_files(folder):
@@ -151,7 +158,9 @@ def _scene_filter(content: Mapping[str, Any], path: Path) -> SceneFilter:
             name = entry["scene_filter"]
     own = content.get("scene_filter") or {}
     if name is None and not own:
-        raise DataError(f"a split file needs a scene filter (defaults: - scene_filter: <name>): {path}")
+        raise DataError(
+            f"a split file needs a scene filter, got none in {path}; add `defaults: - scene_filter: <name>`"
+        )
     values: dict[str, Any] = {}
     filter_path = path
     if name is not None:
@@ -159,6 +168,7 @@ def _scene_filter(content: Mapping[str, Any], path: Path) -> SceneFilter:
         if not filter_path.is_file():
             raise DataError(
                 f"the split {path.stem!r} names the scene filter {name!r}, but there is no {filter_path}"
+                ": add that file, or correct the name"
             )
         values = _mapping(filter_path)
     values = {**values, **own}
@@ -180,8 +190,8 @@ def _scene_filter(content: Mapping[str, Any], path: Path) -> SceneFilter:
     if unknown:
         close = difflib.get_close_matches(unknown[0], list(readers), n=1)
         raise DataError(
-            f"a scene filter has the keys {sorted(readers)}, got {unknown} in {filter_path}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
+            f"a scene filter has the keys {sorted(readers)}, got {unknown} in {filter_path}; remove them"
+            + (f", or did you mean {close[0]!r}?" if close else "")
         )
     return SceneFilter(
         **{key: readers[key](key, value, filter_path) for key, value in values.items() if key in readers}
@@ -206,6 +216,7 @@ def _stage_groups(value: Any, path: Path) -> tuple[StageGroup, ...] | None:
             raise DataError(
                 f"a group of 'reactive_all_mapping' must be [token, previous token, list of pairs], "
                 f"group {index} in {path} is not"
+                ": correct it"
             )
         groups.append(StageGroup(group[0], group[1], tuple((now, previous) for now, previous in group[2])))
     return tuple(groups)
@@ -219,9 +230,11 @@ def _mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"not a YAML file: {path}: {error}") from error
+        raise DataError(f"not a YAML file: {path}: {error}; correct it") from error
     if not isinstance(content, dict):
-        raise DataError(f"expected a YAML file of keys and values, got {type(content).__name__}: {path}")
+        raise DataError(
+            f"expected a YAML file of keys and values, got {type(content).__name__}: {path}; correct it"
+        )
     return content
 
 
@@ -233,7 +246,7 @@ def _integer(key: str, value: Any, path: Path) -> int:
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{key!r} must be an integer, got {value!r} in {path}") from error
+        raise DataError(f"{key!r} must be an integer, got {value!r} in {path}; correct it") from error
 
 
 def _optional_integer(key: str, value: Any, path: Path) -> int | None:
@@ -243,12 +256,12 @@ def _optional_integer(key: str, value: Any, path: Path) -> int | None:
 def _boolean(key: str, value: Any, path: Path) -> bool:
     if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
         return value.lower() in _TRUE
-    raise DataError(f"{key!r} must be true or false, got {value!r} in {path}")
+    raise DataError(f"{key!r} must be true or false, got {value!r} in {path}; correct it")
 
 
 def _names(key: str, value: Any, path: Path) -> tuple[str, ...] | None:
     if _is_null(value):
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise DataError(f"{key!r} must be a list of names or null, got {value!r:.80} in {path}")
+        raise DataError(f"{key!r} must be a list of names or null, got {value!r:.80} in {path}; correct it")
     return tuple(value)

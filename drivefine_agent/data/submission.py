@@ -26,6 +26,8 @@ from drivefine_agent.data.pickle_names import PROTOCOL, numpy_1_name, rename_glo
 from drivefine_agent.data.safe_pickle import NUMPY_AND_BUILTINS, PickledObject, load_pickle
 from drivefine_agent.errors import DataError, UnsafePickleError
 
+_AGAIN = "write it again (tools/create_submission.py, or NAVSIM's own script)"
+
 SUBMISSION_NAME = "submission.pkl"
 """The leaderboards accept no other file name."""
 
@@ -62,7 +64,9 @@ class TeamInfo:
         for item in fields(self):
             value = getattr(self, item.name)
             if type(value) is not str or not value.strip():
-                raise DataError(f"{item.name!r} of a submission must be a text and not empty, got {value!r}")
+                raise DataError(
+                    f"{item.name!r} of a submission must be a text and not empty, got {value!r}; set it"
+                )
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Submission:
     def __post_init__(self) -> None:
         if bool(self.predictions) == bool(self.first_stage or self.second_stage):
             raise DataError(
-                "a submission has either predictions (NAVSIM 1) or first and second stage (NAVSIM 2), "
-                f"got {'both' if self.predictions else 'neither'}"
+                "a Submission has either predictions (NAVSIM 1) or first_stage and second_stage (NAVSIM "
+                f"2), got {'both' if self.predictions else 'neither'}: give one of the two"
             )
 
     @property
@@ -130,7 +134,7 @@ class PickledTrajectory(PickledObject):
 
 def _checked_state(state: Any, name: str) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UnsafePickleError(f"the state of a {name} in a pickle must be its fields by name")
+        raise UnsafePickleError(f"the state of a {name} in a pickle must be its fields by name; {_AGAIN}")
     return dict(state)
 
 
@@ -172,12 +176,13 @@ def _trajectories(predictions: Predictions, sampling: PickledSampling) -> dict[s
     trajectories = {}
     for token, poses in predictions.items():
         if type(token) is not str or not token:
-            raise DataError(f"the tokens of a submission must be texts, got {token!r}")
+            raise DataError(f"the tokens of a submission must be texts, got {token!r}; give NAVSIM's tokens")
         array = np.array(poses, dtype=np.float32, order="C", copy=True)
         if array.shape != (NUM_POSES, NUM_POSE_FIELDS) or not np.isfinite(array).all():
             raise DataError(
                 f"a submission needs finite poses of shape {(NUM_POSES, NUM_POSE_FIELDS)}, got shape "
                 f"{array.shape} with {int((~np.isfinite(array)).sum())} non-finite numbers for {token!r}"
+                "; correct the planner"
             )
         trajectories[sys.intern(token)] = PickledTrajectory(poses=array, trajectory_sampling=sampling)
     return trajectories
@@ -206,12 +211,13 @@ def read_submission(path: str | Path) -> Submission:
     """
     content = read_contents(path)
     if not isinstance(content, dict):
-        raise DataError(f"a submission must be a dict, got {type(content).__name__}: {path}")
+        raise DataError(f"a submission must be a dict, got {type(content).__name__}: {path}; {_AGAIN}")
     is_two_stage = FIRST_STAGE in content or SECOND_STAGE in content
     wanted = {*METADATA_KEYS.values(), *((FIRST_STAGE, SECOND_STAGE) if is_two_stage else (PREDICTIONS,))}
     if content.keys() != wanted:
         raise DataError(
             f"a submission must have the keys {sorted(wanted)}, got {sorted(map(str, content))}: {path}"
+            f"; {_AGAIN}"
         )
     try:
         team = TeamInfo(**{name: content[key] for name, key in METADATA_KEYS.items()})
@@ -232,6 +238,7 @@ def _submission(
         raise DataError(
             f"a two-stage submission must have one dict per stage, got {[len(dicts) for dicts in stages]}: "
             f"{path}"
+            f"; {_AGAIN}"
         )
     return Submission(team, first_stage=stages[0][0], second_stage=stages[1][0])
 
@@ -239,14 +246,14 @@ def _submission(
 def _read_dicts(content: Mapping[str, Any], key: str, path: str | Path) -> list[Predictions]:
     dicts = content[key]
     if not isinstance(dicts, list) or not all(isinstance(item, dict) for item in dicts):
-        raise DataError(f"{key!r} of a submission must be a list of dicts: {path}")
+        raise DataError(f"{key!r} of a submission must be a list of dicts: {path}; {_AGAIN}")
     return [{token: _read_poses(token, value, path) for token, value in item.items()} for item in dicts]
 
 
 def _read_poses(token: Any, value: Any, path: str | Path) -> NDArray[np.floating[Any]]:
     reason = trajectory_problem(value) if isinstance(token, str) else "its token is no text"
     if reason is not None:
-        raise DataError(f"not a trajectory of 8 poses in 4 s: {reason}, token {token!r}: {path}")
+        raise DataError(f"not a trajectory of 8 poses in 4 s: {reason}, token {token!r}: {path}; {_AGAIN}")
     poses: NDArray[np.floating[Any]] = value.state["poses"]
     return poses
 

@@ -155,7 +155,7 @@ def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*none\.jsonl"):
         ConversationFile(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
+    with pytest.raises(DataError, match=r"got an empty file: .*empty\.jsonl"):
         ConversationFile(tmp_path / "empty.jsonl", show_progress=False)
 
 
