@@ -1,4 +1,4 @@
-# make demo | reproduce | table4 | test | load | bench | lint       everything runs in .venv, which is made on first use
+# make demo | reproduce | table4 | test | lowest | load | bench | lint       everything runs in .venv, which is made on first use
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 # Processes that run the tests; each wants about 2 GB.
 WORKERS ?= 2
 
-.PHONY: demo reproduce test load bench lint types clean-demo
+.PHONY: demo reproduce test lowest load bench lint types clean-demo
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +33,22 @@ figure%: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n $(WORKERS) --dist loadfile
+
+# The lower bounds of pyproject.toml as exact versions; `make test` has the newest. By pip's constraints, not another
+# resolver's "lowest": so it is the declared bound that is tested, and pip's own configuration that is used.
+LOWEST       := $(VENV)-lowest
+LOWEST_TESTS := tests/agent tests/data_layer tests/evaluation tests/geometry tests/model_side tests/training \
+	tests/test_commands.py tests/test_dependencies.py
+
+$(LOWEST)/.installed: pyproject.toml $(BIN)/.installed
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(BIN)/python tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c $(LOWEST)/constraints.txt
+	touch $@
+
+lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) -m "not slow" -n $(WORKERS) --dist loadfile
 
 load: $(BIN)/.installed
 	$(BIN)/python tests/load/campaign.py --output runs/load

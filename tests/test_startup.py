@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from licence_list import declared, direct
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -71,6 +72,29 @@ def test_the_agent_starts_without_transformers_and_hardly_later_than_torch() -> 
     torch_s, _ = importing("torch")
     # 1.3 s against 1.0 s of torch alone on an idle core; a busy one doubles both.
     assert time_s < max(1.5, 1.5 * torch_s), f"{time_s:.2f} s, torch alone {torch_s:.2f} s"
+
+
+def test_only_the_engine_of_deepspeed_imports_anything_optional() -> None:
+    """Every module of the package and of rl/, one after the other in one process, `rl.zero_engine` last."""
+    program = (
+        "import importlib, pkgutil, sys, drivefine_agent, rl\n"
+        "names = [module.name for package in (drivefine_agent, rl)\n"
+        "         for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.')]\n"
+        "names.remove('rl.zero_engine')\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(*names, *sys.modules)"
+    )
+    loaded = set(run("-c", program).split())
+    assert {"drivefine_agent.agent", "rl.engine", "rl.ray_rewards"} <= loaded
+    assert not {name.split(".")[0] for name in loaded} & OPTIONAL
+
+
+def test_every_extra_counts_as_optional() -> None:
+    extras = {requirement.name for requirement in direct().values()} - {
+        requirement.name for requirement in declared()[""]
+    }
+    assert extras >= {"deepspeed", "matplotlib", "ray", "tensorboard", "torchao"}
+    assert extras <= OPTIONAL
 
 
 @cache

@@ -93,7 +93,8 @@ def read_columns(path: Path, numbers: Collection[str], index_col: int | None = 0
     Raises:
       DataError: it is no CSV, or has something else than numbers in one of these columns.
     """
-    texts = {"token": "object", "previous_token": "object"}
+    # Numbers too: what pandas 2 parses is off by up to an ulp, and would not be written as it was read.
+    texts = dict.fromkeys(("token", "previous_token", *numbers), "object")
     try:
         whole = pd.read_csv(path, index_col=index_col, dtype=texts)
     # not UTF-8, no CSV, a quoted field without end, a number of thousands of digits

@@ -67,6 +67,7 @@ class DriveFineConfig(PreTrainedConfig):
 
     model_type = "drivefine"
     sub_configs = {"text_config": LlamaConfig, "vision_config": SiglipVisionConfig}  # noqa: RUF012
+    has_no_defaults_at_init = True  # earlier versions of transformers 5 call DriveFineConfig() to save one
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ def result(first: pd.DataFrame, second: pd.DataFrame, means: StageMeans, **left_
 
 def result_of_official() -> TwoStageResult:
     """The official two-stage file taken apart."""
-    whole = pd.read_csv(GOLDEN / TWO_STAGE, index_col=0, dtype={"token": object})
+    whole = pd.read_csv(GOLDEN / TWO_STAGE, index_col=0, dtype=object)
     table, _ = read_two_stage(GOLDEN / TWO_STAGE)
     first, second = (
         table[table["stage"] == stage].drop(columns="stage").reset_index(drop=True) for stage in (1, 2)
@@ -56,7 +56,7 @@ def result_of_official() -> TwoStageResult:
         for stage, row in (("stage_one", -3), ("stage_two", -2))
     )
     combined = np.full(len(METRICS_V2), np.nan)
-    combined[-1] = summary["score"]
+    combined[-1] = float(summary["score"])
     return result(first, second, StageMeans(np.array(one), np.array(two), combined))
 
 
