@@ -38,6 +38,9 @@ WRAPPED = {
     "drivefine_agent/data/safe_pickle.py": "load_pickle_bytes",
     "drivefine_agent/data/wkb.py": "check_wkb",
     "drivefine_agent/data/driving_text.py": "read_demonstration",
+    "drivefine_agent/scoring/cache_codec.py": "reading",
+    "drivefine_agent/scoring/cache_layout.py": "reading",
+    "drivefine_agent/scoring/cache_roads.py": "reading",
 }
 
 # Errors without all parts, each with its reason; the key is the file and the beginning of the message.

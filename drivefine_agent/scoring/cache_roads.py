@@ -164,14 +164,14 @@ class PieceReader:
     def _check(arrays: Mapping[str, NDArray[Any]], width: int) -> None:
         lengths, blocks = arrays["lengths"], arrays["block_vertices"]
         if min(lengths.min(initial=1), blocks.min(initial=1)) < 1:
-            raise ValueError("pieces of lines and their blocks must have at least 1 vertex")
+            raise ValueError("pieces of lines and their blocks must have at least 1 vertex, got one without")
         starts, first_of_block = _offsets(lengths), _offsets(blocks)
         check_offsets(
             arrays["block_offsets"], len(blocks), len(arrays["blocks"]), "offsets of blocks of lines"
         )
         check_deflated(len(arrays["blocks"]), 8 * width * int(starts[-1]))
         if starts[-1] != first_of_block[-1] or not np.isin(first_of_block, starts, assume_unique=True).all():
-            raise ValueError("blocks of lines must hold whole pieces, and all of them")
+            raise ValueError("blocks of lines must hold whole pieces, and all of them, got others")
 
     def line(self, rows: Rows) -> FloatArray:
         """(n, width) vertices of pieces, one after the other."""
@@ -213,7 +213,7 @@ def _take(vertices, starts, rows):
     for index, row in enumerate(rows):
         offsets[index + 1] = offsets[index] + starts[row + 1] - starts[row]
     if offsets[-1] > _MAX_TAKEN:
-        raise ValueError("a scene has too many vertices")
+        raise ValueError("a scene may have 4 million vertices, got more")
     taken = np.empty((offsets[-1], vertices.shape[1]))
     for index, row in enumerate(rows):
         at = offsets[index]
@@ -277,7 +277,7 @@ class PolygonReader:
         check_offsets(self._part_offsets, len(self._kind), len(self._ring_offsets) - 1, "slices of rings")
         check_offsets(self._ring_offsets, None, len(self._pieces), "slices of pieces")
         if not np.isin(self._kind, _KINDS).all():
-            raise ValueError(f"kinds of polygons must be in {_KINDS}")
+            raise ValueError(f"kinds of polygons must be in {_KINDS}, got another")
 
     def take(self, rows: Rows) -> Polygons:
         """The polygons of the numbers (M,)."""
@@ -288,7 +288,9 @@ class PolygonReader:
         xy, starts = self._piece_reader.lines(pieces)
         ring_offsets = starts[ring_pieces]
         if not _are_rings(xy, ring_offsets):
-            raise ValueError("rings of polygons must be closed and have at least 4 vertices")
+            raise ValueError(
+                "rings of polygons must be closed and have at least 4 vertices, got one that is not"
+            )
         if self._id_list is None:
             ids = self._ids.decode().split("\n")
             if len(ids) != max(len(self._kind), 1):
@@ -312,7 +314,7 @@ def _pieces_of(part_offsets, ring_offsets, pieces, rows):
         num_rings += last - first
         num_pieces += ring_offsets[last] - ring_offsets[first]
     if num_rings > _MAX_TAKEN or num_pieces > _MAX_TAKEN:
-        raise ValueError("a scene has too many rings")
+        raise ValueError("a scene may have 4 million rings and pieces, got more")
     taken = np.empty(num_pieces, dtype=np.int32)
     ring_starts = np.zeros(num_rings + 1, dtype=np.int64)
     parts = np.zeros(len(rows) + 1, dtype=np.int64)
