@@ -27,7 +27,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.atomic import atomic_folder, write_bytes
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.scorer_quality import JudgedScene, quality_markdown, scorer_quality
 from drivefine_agent.learned_scorer import PREDICTED, SCORER_FOLDER
@@ -133,9 +133,10 @@ def train(config: TrainScorerConfig) -> dict[str, Any]:
         head, scored, config.head, config.seed, lambda step, scalars: metrics.add("scorer", step, scalars)
     )
     metrics.close()
-    save_scorer(head, output / SCORER_FOLDER)
     card = {"data": as_record(data), "parent": parent_record(folder), "configuration": asdict(config)}
-    write_card(output / SCORER_FOLDER, card)
+    with atomic_folder(output / SCORER_FOLDER) as part:
+        save_scorer(head, part)
+        write_card(part, card)
 
     # What it is worth on scenes it has not seen.
     judged = ScoredScenes(planner, held_out_scenes, held_out_rollouts, config.head.states_cache_gb)

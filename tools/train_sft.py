@@ -35,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from drivefine_agent.data.atomic import atomic_folder
 from drivefine_agent.errors import DriveFineError
 from drivefine_agent.planner import Planner
 from drivefine_agent.provenance import as_record, parent_record, write_card
@@ -110,8 +111,9 @@ def train(config: TrainSFTConfig) -> Validation | None:
     validation = None
     if config.refiner.num_epochs > 0 and planner.model.config.has_refiner:
         validation = train_refiner(config, planner, instructions, sources, held_out, metrics, card, cache)
-    write_card(output / "model", card)  # first: there is never a model without it
-    planner.save_pretrained(output / "model")
+    with atomic_folder(output / "model") as part:
+        planner.save_pretrained(part)
+        write_card(part, card)
     metrics.close()
     LOGGER.info("model: %s", output / "model")
     return validation

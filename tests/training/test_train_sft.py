@@ -15,6 +15,7 @@ import torch
 from drivefine_agent.data.recogdrive import Turn, question_record, write_records
 from drivefine_agent.data.splits import load_split
 from drivefine_agent.errors import DataError
+from drivefine_agent.model.text_tokenizer import TextTokenizer
 from drivefine_agent.planner import Planner
 from drivefine_agent.training.config import (
     AugmentationConfig,
@@ -67,6 +68,10 @@ def _stop_before(monkeypatch: pytest.MonkeyPatch, phase_name: str, step: int) ->
     monkeypatch.setattr(Phase, "update", killed)
 
 
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
     script: ModuleType, debug_config: TrainSFTConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -79,6 +84,10 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
             _stop_before(patch, phase_name, step)
             with pytest.raises(KeyboardInterrupt):
                 script.train(broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTokenizer, "save", _interrupted)  # the last of the model's files
+        with pytest.raises(KeyboardInterrupt):
+            script.train(broken)
     assert not (tmp_path / "broken" / "model").exists()
     script.train(broken)
     assert _weights(broken.output_dir) == _weights(debug_config.output_dir)
