@@ -1,4 +1,4 @@
-# make demo | reproduce | table4 | test | lowest | load | bench | lint       everything runs in .venv, which is made on first use
+# make demo | reproduce | table4 | test | lowest | load | fuzz | crash | bench | lint       everything runs in .venv, which is made on first use
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 # Processes that run the tests; each wants about 2 GB.
 WORKERS ?= 2
 
-.PHONY: demo reproduce test lowest load bench lint types clean-demo
+.PHONY: demo reproduce test lowest load fuzz crash bench lint types clean-demo
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -56,6 +56,10 @@ load: $(BIN)/.installed
 # FUZZ: options of tests/fuzz/campaign.py.
 fuzz: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/campaign.py $(FUZZ)
+
+# 200 hits on long-running commands, about an hour. CRASH="folder=DIR kills=20 commands=[evaluate]": see tests/crash/harness.py.
+crash: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/crash/harness.py $(CRASH)
 
 bench: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(PARTS)
