@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from drivefine_agent.data.atomic import atomic_folder, write_bytes
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.diffusion.decoding import DecodingOptions
 from drivefine_agent.errors import DataError
@@ -150,6 +151,8 @@ class Run:
     step: int
     """Finished steps."""
     num_steps: int
+    lock: FolderLock | None
+    """Of the run's folder, on the main process."""
     scored: list[Rollouts] = field(default_factory=list)
     """Of the present step, where they are to be kept."""
 
@@ -297,6 +300,8 @@ class Run:
         if self.metrics is not None:
             self.metrics.close()
         self.engine.close()
+        if self.lock is not None:
+            self.lock.release()
 
 
 class StepClock:
@@ -401,7 +406,7 @@ def begin_run(
         predicted = PredictedReward.load(scorer, parent, frozen, instructions)
 
     output = Path(config.output_dir)
-    claim_run_folder(output, engine, config)
+    lock = claim_run_folder(output, engine, config)
     tiles = output / "tiles" if config.tile_cache_path is None else Path(config.tile_cache_path)
     demonstrations = load_once_each(split, planner, tiles, engine)
     scenes = TrainingScenes(demonstrations, keep, engine.device)
@@ -436,6 +441,7 @@ def begin_run(
         provenance=provenance,
         step=0 if resumed is None else resumed.step,
         num_steps=min(num_steps, config.run.max_steps or num_steps),
+        lock=lock,
     )
 
 
@@ -450,25 +456,31 @@ def parameter_groups(
     return groups
 
 
-def claim_run_folder(folder: Path, engine: Engine, config: ReinforcementConfig) -> None:
-    """Makes the folder and keeps the configuration in it, or checks it against the one that is there.
+def claim_run_folder(folder: Path, engine: Engine, config: ReinforcementConfig) -> FolderLock | None:
+    """Locks the folder and keeps the configuration in it, or checks it against the one that is there.
+
+    Returns:
+      The lock, on the main process.
 
     Raises:
-      DataError: the folder holds a run with another configuration; names the keys that differ.
+      DataError: another run is writing into the folder, or it holds one with another configuration; names the
+        keys that differ.
     """
     error: DataError | None = None
+    lock: FolderLock | None = None
     if engine.is_main:
         file, wanted = folder / "config.json", asdict(config)
         try:
+            lock = FolderLock(folder)
             if file.is_file():
                 check_same_configuration(file, read_json_object(file), wanted)
-            folder.mkdir(parents=True, exist_ok=True)
             write_bytes(file, (json.dumps(wanted, indent=1) + "\n").encode())
         except DataError as problem:
             error = problem
-        except OSError as problem:
-            error = DataError(f"cannot write the run's folder {folder}: {problem}")
+            if lock is not None:
+                lock.release()
     engine.raise_together(error)
+    return lock
 
 
 def load_once_each(split: SplitScenes, planner: Planner, tiles: Path, engine: Engine) -> Demonstrations:

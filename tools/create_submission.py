@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.baselines.base import BatchPlanner
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.data.submission import Submission, TeamInfo, write_submission
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, load_split_scenes
@@ -100,7 +101,8 @@ def _planned_submission(
     agent = OmegaConf.to_container(config.agent, resolve=True)
     assert isinstance(agent, dict)  # instantiate has accepted it
     windows = (*scenes.windows, *scenes.second_stage)
-    plans = plan_samples(planner, windows, settings, {str(key): agent[key] for key in agent})
+    with FolderLock(output.parent):  # where the plans are kept
+        plans = plan_samples(planner, windows, settings, {str(key): agent[key] for key in agent})
     planned = complete(plans, windows, config.fallback)
     _print_filled(planned)
     wanted = tokens_of_split(keys, scenes)

@@ -9,6 +9,7 @@ where it was.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from drivefine_agent.commands import run_command
+from drivefine_agent.data.folder_lock import FolderLock
+from drivefine_agent.errors import DataError
 
 # Name in the tables -> agent=... of tools/evaluate.py.
 BASELINES = ("constant_velocity", "ego_status_mlp", "human", "pdm_closed")
@@ -149,7 +152,11 @@ def demo(config: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path="../navsim_configs", config_name="demo")
 def main(config: DictConfig) -> None:
     """Entry point."""
-    demo(config)
+    try:
+        with FolderLock(config.output):
+            demo(config)
+    except DataError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.baselines.base import BatchPlanner
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.comparison import SHORT_NAMES, SHORT_NAMES_V2
@@ -60,8 +61,14 @@ def evaluate(config: DictConfig) -> EvaluationFiles:
             "of the two (agent=drivefine, or another of navsim_configs/agent)"
         )
     scenes, settings = read_settings(config)
-    if config.predictions is not None:
-        return evaluate_predictions(Path(config.predictions), scenes, settings)
+    with FolderLock(settings.output_dir):
+        if config.predictions is not None:
+            return evaluate_predictions(Path(config.predictions), scenes, settings)
+        return evaluate_agent(config, scenes, settings)
+
+
+def evaluate_agent(config: DictConfig, scenes: SplitScenes, settings: EvaluationSettings) -> EvaluationFiles:
+    """Both passes: plans, then scores."""
     planner = hydra.utils.instantiate(config.agent)
     if not isinstance(planner, BatchPlanner):
         raise DataError(

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.dataset import DatasetKeys, SplitScenes, load_split_scenes
 from drivefine_agent.evaluation.job import BEFORE_NAME, PREDICTIONS_NAME, RESULTS_NAME
@@ -162,7 +163,9 @@ def main(config: DictConfig) -> None:
             values["tables"] = list(TABLES)
         job = HydraConfig.get()
         chosen = [] if job.job.config_name == "reproduce" else ["--config-name", str(job.job.config_name)]
-        reproduce(from_mapping(Settings, values), [*chosen, *job.overrides.task])
+        settings = from_mapping(Settings, values)
+        with FolderLock(settings.output):
+            reproduce(settings, [*chosen, *job.overrides.task])
     except (DriveFineError, ValueError, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -28,6 +27,7 @@ from drivefine_agent.baselines.ego_status_mlp import (
     train_mlp,
 )
 from drivefine_agent.constants import NUM_POSES
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.errors import DriveFineError
 from drivefine_agent.provenance import as_record, write_card
 from drivefine_agent.training.config import dataset_paths
@@ -84,8 +84,9 @@ def train(config: TrainEgoStatusMLPConfig) -> float:
 
         mlp = train_mlp(features, targets, config.mlp, advance)
     card = {"data": as_record(data), "validation": check.validation, "configuration": asdict(config)}
-    write_card(Path(config.output_dir), card)
-    save_mlp(mlp, config.mlp, Path(config.output_dir))
+    with FolderLock(config.output_dir) as lock:
+        write_card(lock.folder, card)
+        save_mlp(mlp, config.mlp, lock.folder)
 
     held_out_features, truth = arrays_from_windows(held_out.windows)
     with torch.inference_mode():

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drivefine_agent.data.atomic import atomic_folder, write_bytes
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.evaluation.scorer_quality import JudgedScene, quality_markdown, scorer_quality
 from drivefine_agent.learned_scorer import PREDICTED, SCORER_FOLDER
@@ -103,6 +104,11 @@ def train(config: TrainScorerConfig) -> dict[str, Any]:
     """Rollouts, training, quality; returns the measures."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    with FolderLock(config.output_dir):
+        return _train(config)
+
+
+def _train(config: TrainScorerConfig) -> dict[str, Any]:
     output, folder = Path(config.output_dir), model_folder(Path(config.checkpoint_path))
     planner, planner_sha256 = Planner.from_pretrained(folder, device=config.device), weights_hash(folder)
     paths = dataset_paths(config.dataset_root, config.splits_path)

@@ -36,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from drivefine_agent.data.atomic import atomic_folder
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.errors import DriveFineError
 from drivefine_agent.planner import Planner
 from drivefine_agent.provenance import as_record, parent_record, write_card
@@ -64,9 +65,16 @@ from drivefine_agent.training.phase import (
 )
 from drivefine_agent.training.questions import Questions
 from drivefine_agent.training.run_folder import claim_run_folder
-from drivefine_agent.training.scenes import load_split_scenes
+from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.seeds import generator_for
-from drivefine_agent.training.sources import Source, keep_visual, load_sources, open_sources, scenes_seen
+from drivefine_agent.training.sources import (
+    Source,
+    SourceFile,
+    keep_visual,
+    load_sources,
+    open_sources,
+    scenes_seen,
+)
 from drivefine_agent.training.split_guard import SplitCheck, check_sources, log_training_data
 from drivefine_agent.training.validation import Validation, validate
 
@@ -85,6 +93,17 @@ def train(config: TrainSFTConfig) -> Validation | None:
     opened = open_sources(config, train_scenes)
     check = check_sources(scenes_seen(opened, train_scenes), held_out_scenes, config.paths, config)
     check.log_warnings()
+    with FolderLock(config.output_dir):
+        return _train_phases(config, train_scenes, held_out_scenes, opened, check)
+
+
+def _train_phases(
+    config: TrainSFTConfig,
+    train_scenes: SplitScenes | None,
+    held_out_scenes: SplitScenes,
+    opened: list[SplitScenes | SourceFile],
+    check: SplitCheck,
+) -> Validation | None:
     output = Path(config.output_dir)
     claim_run_folder(output, asdict(config))
     if config.run.num_threads is not None:

@@ -10,8 +10,7 @@ from drivefine_agent.doctor.findings import Finding, failure, ok
 from drivefine_agent.doctor.official_caches import metric_cache_findings, training_cache_findings
 from drivefine_agent.doctor.options import DoctorOptions
 from drivefine_agent.doctor.scene_caches import scene_cache_findings
-from drivefine_agent.scoring.cache import MANIFEST_NAME
-from drivefine_agent.scoring.cache_build import LOCK_NAME
+from drivefine_agent.scoring.cache import MANIFEST_NAME, packs_of
 
 
 def check(options: DoctorOptions) -> list[Finding]:
@@ -47,7 +46,7 @@ def check(options: DoctorOptions) -> list[Finding]:
 
 def kind_of(folder: Path) -> str | None:
     """`scenes` (ours), `metric` or `training` (NAVSIM's), or None."""
-    if (folder / MANIFEST_NAME).is_file() or (folder / LOCK_NAME).is_file():
+    if (folder / MANIFEST_NAME).is_file() or packs_of(folder):
         return "scenes"
     if any((folder / "metadata").glob("*.csv")) or _has(folder, f"*/*/*/{FILE_NAME}"):
         return "metric"

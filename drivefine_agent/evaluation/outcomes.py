@@ -82,6 +82,8 @@ def configuration_hash(configuration: Mapping[str, Any]) -> str:
 def file_identities(paths: Iterable[Path]) -> dict[str, list[int]]:
     """Size and time of change of files, and of all files in folders, by path: differs when one is replaced.
 
+    Hidden files count for nothing: locks, and what a process is writing.
+
     Raises:
       DataError: if a path does not exist.
     """
@@ -89,11 +91,21 @@ def file_identities(paths: Iterable[Path]) -> dict[str, list[int]]:
     for path in paths:
         if not path.exists():
             raise DataError(f"no such file or folder: {path}")
-        files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+        files = (
+            [path]
+            if path.is_file()
+            else sorted(
+                item for item in path.rglob("*") if item.is_file() and not _is_hidden(item.relative_to(path))
+            )
+        )
         for file in files:
             status = file.stat()
             identities[str(file)] = [status.st_size, status.st_mtime_ns]
     return identities
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 class OutcomeLog:

@@ -7,11 +7,9 @@ manifest, written last, makes the folder a cache.
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.data.logs import read_log
 from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.metric_cache import read_metric_cache
@@ -43,7 +42,6 @@ from drivefine_agent.scoring.convert_cache import RULES_OF_VERSION, scoring_scen
 from drivefine_agent.scoring.types import ScoringScene
 from drivefine_agent.worker_processes import as_they_finish
 
-LOCK_NAME = ".lock"
 PORTIONS_PER_WORKER = 4  # so that workers finish at about the same time
 
 
@@ -181,8 +179,7 @@ def build_scene_cache(
         raise ValueError(f"rules must be one of {sorted(NUM_SAMPLES)}, got {rules!r}")
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder):
+    with FolderLock(folder):
         _remove_unfinished(folder)
         if overwrite:
             _remove_cache(folder)
@@ -382,16 +379,3 @@ def _remove_unfinished(folder: Path) -> None:
     """Remove files that a killed build did not come to rename; builds exclude each other, on any machine."""
     for path in [*folder.glob(".*.pack.*.part"), *folder.glob(".*.pack.*.tmp")]:
         path.unlink()
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Keep other builds out of a folder; the lock ends with the process, however it ends."""
-    with (folder / LOCK_NAME).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another build is writing into {folder}: wait for it, or choose another folder"
-            ) from error
-        yield

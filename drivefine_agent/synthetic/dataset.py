@@ -28,6 +28,7 @@ from drivefine_agent.constants import (
 )
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.data.dataset_paths import SCENES_FOLDER, SECOND_STAGE_FOLDER
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.data.json_text import read_json, read_json_object
 from drivefine_agent.data.log_writer import write_log
 from drivefine_agent.data.map_writer import MapLayers, map_path, write_map, write_maps_index
@@ -142,9 +143,14 @@ def make_world(config: WorldConfig, show_progress: bool = True) -> WorldSummary:
     """Writes the dataset of a configuration below `config.output`.
 
     Raises:
-      DataError: if the folder holds a dataset of another configuration, or cannot be written.
+      DataError: if the folder holds a dataset of another configuration, another process is writing it, or
+        it cannot be written.
     """
-    root = Path(config.output)
+    with FolderLock(config.output):
+        return _make_world(Path(config.output), config, show_progress)
+
+
+def _make_world(root: Path, config: WorldConfig, show_progress: bool) -> WorldSummary:
     _claim(root, config)
     plans = plan_logs(config)
     todo = [plan for plan in plans if not _stamp_path(root, plan).is_file()]

@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from drivefine_agent.agent import DriveFineAgent
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.errors import DataError
 from drivefine_agent.planner import Planner
 from drivefine_agent.provenance import all_training_data, as_record, describe, training_data, write_card
@@ -94,6 +95,17 @@ def _metrics(folder: str | Path) -> list[dict[str, float]]:
 
 
 # ------------------------------------------------------------------------------------------ what is trained
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_folder_in_which_another_run_works_is_refused(script: ModuleType, settings: dict[str, Any]) -> None:
+    with FolderLock(settings["output_dir"]) as lock:
+        with pytest.raises(DataError, match=r"one process at a time .*/run, .* in use by process \d+ on "):
+            script.train(_config(script, settings))
+        assert [path.name for path in lock.folder.iterdir()] == [".lock"]
+    script.train(_config(script, settings))
+    with FolderLock(settings["output_dir"]):  # given back
+        pass
 
 
 def test_a_hybrid_run_trains_both_experts_and_nothing_of_vision(

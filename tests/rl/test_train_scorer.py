@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.errors import DataError
 from drivefine_agent.learned_scorer import load_head_for
 from drivefine_agent.scoring.batch import score_rows
@@ -145,6 +146,13 @@ def test_a_stopped_run_ends_with_the_same_rollouts_and_the_same_scorer(
     other_planner = {"candidates": settings["candidates"] | {"num_spoilt": 2}}
     with pytest.raises(DataError, match=r"candidates\.num_spoilt: 3 -> 2"):
         run(settings | other_planner)
+
+
+def test_a_folder_in_which_another_run_works_is_refused(settings: dict[str, Any]) -> None:
+    with FolderLock(settings["output_dir"]) as lock:
+        with pytest.raises(DataError, match="one process at a time"):
+            run(settings)
+        assert [path.name for path in lock.folder.iterdir()] == [".lock"]
 
 
 def test_what_cannot_be_scored_is_left_out_and_never_zero(

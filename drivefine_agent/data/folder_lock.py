@@ -1,0 +1,114 @@
+"""One process at a time writes into a folder: the lock of a dataset, cache, run or evaluation.
+
+The lock is the kernel's (`flock`) on a file `.lock` in the folder: it ends with the process, however that
+ends, and a file that is merely there locks nothing. While it is held, the file says by whom.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import TracebackType
+from weakref import WeakSet
+
+from drivefine_agent.data.atomic import write_error
+from drivefine_agent.errors import DataError
+
+LOCK_NAME = ".lock"
+_NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_HOLDER_LENGTH = 1000
+
+
+class FolderLock:
+    """Held from its making until `release`, the end of a `with` block, or the end of the process."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Makes the folder if it is missing, and takes its lock.
+
+        A file system without locks gives a warning, not an error: there, the user sees to it.
+
+        Raises:
+          DataError: another process holds the lock, or the folder cannot be written.
+        """
+        self.folder = Path(folder)
+        path = self.folder / LOCK_NAME
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise write_error(path, error) from error
+        _HELD.add(self)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = self._holder()
+            self._file.close()
+            raise DataError(
+                f"one process at a time may write into a folder, got a second one for {folder}, which is in "
+                f"use by {holder}: wait for it or stop it, or choose another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                self._file.close()
+                raise write_error(path, error) from error
+            warnings.warn(
+                f"a folder that is written to should be locked, got {error.strerror!r} for {path}: do not "
+                "start a second command that writes there",
+                stacklevel=2,
+            )
+        self._write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}: {_command()}")
+
+    def release(self) -> None:
+        """Lets others write; harmless when done twice."""
+        if not self._file.closed:
+            self._write("")
+            self._file.close()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _write(self, text: str) -> None:
+        try:
+            self._file.truncate(0)
+            self._file.write(text.encode(errors="replace")[:_HOLDER_LENGTH])
+            self._file.flush()
+        except OSError:  # on a full disk the lock holds all the same, without a name
+            return
+
+    def _holder(self) -> str:
+        """Whoever holds the lock, as the file says; anybody may have written the file."""
+        self._file.seek(0)
+        text = self._file.read(_HOLDER_LENGTH).decode(errors="replace")
+        text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+        return text or "a process that has left no name"
+
+
+_HELD: WeakSet[FolderLock] = WeakSet()
+
+
+def _forget() -> None:
+    """In a forked child, such as a data loader's: the lock is its parent's, and ends with that."""
+    for lock in _HELD:
+        lock._file.close()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _command() -> str:
+    return " ".join(sys.orig_argv)
