@@ -145,7 +145,7 @@ def start(
 ) -> subprocess.Popen:
     """A new process that does it; its messages go to `log.txt`."""
     output.mkdir(parents=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if is_deterministic:
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
     command = [sys.executable, __file__, f"--device={device}", f"--child={output}", f"--output={inputs}"]
