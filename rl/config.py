@@ -191,6 +191,8 @@ class RunConfig:
     """Ends the run, and its learning-rate schedule, before the epochs do."""
     num_threads: int | None = None
     """Torch's threads; None: all cores."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time, on a GPU too; slower there."""
     visual_cache_gb: float = 4.0
     """Visual tokens of the frozen tower are kept in memory if all of them fit into this."""
     checkpoint_every: int = 200

@@ -49,6 +49,7 @@ FREE_KEYS = (
     "run.log_every",
     "run.checkpoint_every",
     "run.num_threads",
+    "run.deterministic",
     "run.visual_cache_gb",
 )
 """Keys, or groups of keys, that may change when a run goes on: they do not touch what is learned."""

@@ -42,6 +42,7 @@ from drivefine_agent.training.rollouts import (
 )
 from drivefine_agent.training.scenes import SplitScenes, load_split_scenes
 from drivefine_agent.training.split_guard import check_splits, log_training_data
+from drivefine_agent.training.torch_settings import set_up_torch
 from rl.config import HybridRolloutConfig, ReinforcementConfig, TrainGRPOConfig
 from rl.engine import Engine
 from rl.monitors import Means
@@ -367,8 +368,7 @@ def begin_run(
       DataError: dataset, scene cache, model or checkpoint are missing or do not fit; or the scenes are test
         data (`training/split_guard.py`).
     """
-    if config.run.num_threads is not None:
-        torch.set_num_threads(config.run.num_threads)
+    set_up_torch(config.run.num_threads, config.run.deterministic)
     parent = model_folder(Path(config.checkpoint_path))
     planner = Planner.from_pretrained(parent, DecodingOptions())
     if "refiner" in config.optimizers and not planner.model.config.has_refiner:

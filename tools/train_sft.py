@@ -76,6 +76,7 @@ from drivefine_agent.training.sources import (
     scenes_seen,
 )
 from drivefine_agent.training.split_guard import SplitCheck, check_sources, log_training_data
+from drivefine_agent.training.torch_settings import set_up_torch
 from drivefine_agent.training.validation import Validation, validate
 
 LOGGER = logging.getLogger(__name__)
@@ -106,8 +107,7 @@ def _train_phases(
 ) -> Validation | None:
     output = Path(config.output_dir)
     claim_run_folder(output, asdict(config))
-    if config.run.num_threads is not None:
-        torch.set_num_threads(config.run.num_threads)
+    set_up_torch(config.run.num_threads, config.run.deterministic)
 
     planner = build_planner(config.model, config.run.seed, config.run.device)
     instructions = Instructions(planner.prompts, config.run.device)

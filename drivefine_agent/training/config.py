@@ -228,6 +228,8 @@ class RunConfig:
     device: str = "cpu"
     num_threads: int | None = None
     """Torch's threads; None: all cores."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time, on a GPU too; slower there."""
     checkpoint_every: int = 200
     """Optimizer steps between checkpoints; one more is written at each phase's end."""
     log_every: int = 10

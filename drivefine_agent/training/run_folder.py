@@ -21,6 +21,7 @@ _FREE_KEYS = (
     "run.log_every",
     "run.checkpoint_every",
     "run.num_threads",
+    "run.deterministic",
     "data.num_workers",
     "data.prefetch",
     "data.cache_tiles",

@@ -3,9 +3,10 @@
     python tests/determinism/gpu_check.py                  # on a GPU: minutes
     python tests/determinism/gpu_check.py --device cpu
 
-Makes a small world. Then, for float32 and bfloat16, with and without torch.use_deterministic_algorithms, two
-processes each train a tiny model of random weights by SFT and by GRPO and plan with it, greedily and
-sampled. Prints a Markdown table. Where torch refuses deterministic algorithms, the row says so.
+Makes a small world. Then, for float32 and bfloat16, with and without run.deterministic=true (which is
+torch.use_deterministic_algorithms), two processes each train a tiny model of random weights by SFT and by
+GRPO and plan with it, greedily and sampled. Prints a Markdown table. Where torch refuses deterministic
+algorithms, the row says so.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ def make_inputs(folder: Path) -> None:
     build_planner(ModelChoice("tiny", overrides), seed=0).save_pretrained(folder / "start")
 
 
+def run_settings() -> dict[str, Any]:
+    return {"num_threads": 1, "deterministic": torch.are_deterministic_algorithms_enabled()}
+
+
 def train_by_sft(inputs: Path, output: Path, device: str, precision: str) -> None:
     """Four epochs of the generator, two of the refiner; float32 weights, in bfloat16 under autocast."""
     settings = {
@@ -72,7 +77,7 @@ def train_by_sft(inputs: Path, output: Path, device: str, precision: str) -> Non
         "model": {"preset": "tiny"},
         "generator": {"num_epochs": 4, "batch_size": 8, "optimizer": {"learning_rate": 1e-3}},
         "refiner": {"num_epochs": 2, "batch_size": 8, "optimizer": {"learning_rate": 1e-3}},
-        "run": {"device": device, "num_threads": 1},
+        "run": {"device": device} | run_settings(),
     }
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16)
     with autocast if precision == "bfloat16" else contextlib.nullcontext():
@@ -90,7 +95,7 @@ def train_by_grpo(inputs: Path, output: Path, device: str, precision: str) -> No
         "rollout": {"num_samples": 8},
         "generator_optimizer": {"learning_rate": 1e-3},
         "engine": {"device": device, "precision": precision},
-        "run": {"num_threads": 1, "batch_size": 8, "max_steps": 4, "num_epochs": 4},
+        "run": {"batch_size": 8, "max_steps": 4, "num_epochs": 4} | run_settings(),
     }
     train_grpo.train(from_mapping(TrainGRPOConfig, settings))
 
@@ -129,14 +134,17 @@ def make_all(inputs: Path, output: Path, device: str, precision: str, is_determi
     """One process's work. What torch refuses to do deterministically is written to `refused.json`."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(is_deterministic)
-    refused = {}
+    refused, seconds = {}, {}
     for name, make in PARTS.items():
+        started = time.perf_counter()
         try:
             make(inputs, output, device, precision)
         except RuntimeError as error:
             if "deterministic" not in str(error):
                 raise
             refused[name] = str(error).split(". ")[0]
+        seconds[name] = time.perf_counter() - started
+    (output / "seconds.json").write_text(json.dumps(seconds))
     (output / "refused.json").write_text(json.dumps(refused))
 
 
@@ -188,6 +196,8 @@ def table_rows(one: Path, two: Path) -> list[str]:
     rows = [
         f"{part} | refused: {why} |" for part, why in json.loads((one / "refused.json").read_text()).items()
     ]
+    times = [json.loads((folder / "seconds.json").read_text()) for folder in (one, two)]
+    rows += [f"{part}: seconds | {times[0][part]:.1f} and {times[1][part]:.1f} |" for part in times[0]]
     first, second = made_by(one), made_by(two)
     for name in first:
         if "single" not in name:
