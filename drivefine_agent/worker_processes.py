@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_connections
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from drivefine_agent.errors import WorkerError
@@ -19,6 +21,7 @@ LIMIT_VARIABLE = "DRIVEFINE_WORKER_LIMIT_S"
 _DEFAULT_LIMIT_S = 1800.0
 _TASKS_IN_FLIGHT = 2  # per worker: one in work, one waiting
 _TICK_S = 0.2
+_END_LIMIT_S = 10.0  # for a worker that has nothing left to do
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -118,10 +121,28 @@ def as_they_finish(
             "is short"
         ) from error
     finally:
-        if not is_done:
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-        pool.shutdown(cancel_futures=True)
+        with killed_after(_END_LIMIT_S if is_done else 0.0, others):
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def killed_after(limit_s: float, others: Collection[BaseProcess]) -> Iterator[None]:
+    """Waiting for child processes to end; after `limit_s` those that still live are killed, but for `others`.
+
+    A stopped one would be waited for without end.
+    """
+
+    def kill() -> None:
+        for process in set(multiprocessing.active_children()).difference(others):
+            process.kill()
+
+    timer = threading.Timer(limit_s, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _names(tasks: Iterable[Any], describe: Callable[[Any], str]) -> str:

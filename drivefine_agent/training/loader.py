@@ -109,13 +109,14 @@ def loader_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not _WORKERS_LOST.match(str(error)):
             raise
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # a stopped one ignores the signal that PyTorch sends, and would be waited for
         raise WorkerError(
             "processes that prepare batches must live and go on, got a lost one in training "
             f"({str(error).splitlines()[0]}); start the same command again to go on from its last "
             "checkpoint, with a smaller data.num_workers if memory is short"
         ) from error
+    finally:  # a stopped one ignores the signal that PyTorch sends, and would be waited for
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
 
 
 def _as_it_is(parts: list[Part]) -> list[Part]:

@@ -9,8 +9,9 @@ it and when: uniformly over its measured time, or just after one of its writes. 
 file under a final name must be that of the undisturbed run or be accepted by its reader, and no process may
 be left; then the same command is run again (one in four is hit once more first), must succeed, and its
 output must be that of the undisturbed run, byte for byte, except for what crash_commands.py excepts with a
-reason. Results: hits.jsonl and table.md in `folder`. A stopped harness goes on with the hits it lacks; a
-failed hit leaves its folder behind.
+reason, and except where a reward worker was lost and the run has counted trajectories without a reward
+(`masked_share`). Results: hits.jsonl and table.md in `folder`. A stopped harness goes on with the hits it
+lacks; a failed hit leaves its folder behind.
 """
 
 from __future__ import annotations
@@ -262,6 +263,13 @@ def check_same(out: Path, reference: Path, command: Command) -> None:
             raise HitError("other_bytes", f"{name} differs from the undisturbed run's")
 
 
+def masked_share(out: Path) -> float:
+    """Sum over steps of the share of trajectories without a reward, as a reinforcement run logs it."""
+    file = out / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return sum(v for line in lines for k, v in json.loads(line).items() if k.endswith("/masked_share"))
+
+
 # ------------------------------------------------------------------------------------------------- the hits
 
 
@@ -351,7 +359,12 @@ class Harness:
                 record["second_outcome"] = second["outcome"]
             if record["outcome"] == "hit":
                 self._resume(command, folder)
-                check_same(folder / OUT, self.shared / command.name / OUT, command)
+                try:
+                    check_same(folder / OUT, self.shared / command.name / OUT, command)
+                except HitError as error:
+                    record["masked"] = masked_share(folder / OUT) if kind.endswith("_worker") else 0.0
+                    if error.kind != "other_bytes" or record["masked"] == 0.0:
+                        raise
                 record["outcome"] = "ok"
                 left = [n for n in tree(folder / OUT) if is_temporary(Path(n).relative_to(folder / OUT))]
                 record["left_temporary"] = len([n for n in left if not n.endswith(".lock")])
@@ -506,7 +519,8 @@ def table(records: list[dict[str, Any]]) -> str:
     happened = [r for r in records if r["outcome"] != "missed"]
     lines = [
         f"{len(happened)} hits, of them {sum(r['outcome'] == 'ok' for r in happened)} ok, and "
-        f"{sum(bool(r['second']) for r in happened)} with a second hit; "
+        f"{sum(bool(r['second']) for r in happened)} with a second hit, "
+        f"{sum(r.get('masked', 0.0) > 0.0 for r in happened)} where the run counted lost rewards; "
         f"{len(records) - len(happened)} more came when nothing was left to hit.\n",
         "| command | " + " | ".join(HITS) + " |",
         "|---|" + "---|" * len(HITS),

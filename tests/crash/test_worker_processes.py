@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from drivefine_agent import worker_processes
 from drivefine_agent.errors import WorkerError
 from drivefine_agent.training.loader import Part, StepBatches, loader_errors
 from drivefine_agent.worker_processes import LIMIT_VARIABLE, as_they_finish, worker_limit_s
@@ -49,6 +50,25 @@ def run_all(function: Callable[[int], int]) -> list[tuple[int, int]]:
 
 def test_every_task_comes_back_with_its_result() -> None:
     assert sorted(run_all(square)) == [(n, n * n) for n in range(8)]
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_stopped_after_its_last_task_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_processes, "_END_LIMIT_S", 1.0)
+    others = set(multiprocessing.active_children())
+    results = []
+    for _, result in as_they_finish(square, range(4), 2):
+        results.append(result)
+        if len(results) == 4:
+            workers = set(multiprocessing.active_children()) - others
+            for worker in workers:
+                os.kill(worker.pid or 0, signal.SIGSTOP)
+            started = time.monotonic()
+    assert sorted(results) == [0, 1, 4, 9]
+    assert len(workers) == 2
+    assert time.monotonic() - started < 5.0
     assert not multiprocessing.active_children()
 
 
