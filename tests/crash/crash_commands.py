@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 OUT = "out"
 """Every command's output, below the folder it runs in; relative, so that no path differs between two runs."""
@@ -76,6 +79,18 @@ def outcome_lines(content: bytes) -> bytes:
     return b"\n".join(sorted(lines))
 
 
+def without_minutes(content: bytes) -> bytes:
+    """Lines that say no duration."""
+    return b"\n".join(line for line in content.splitlines() if b" minutes" not in line)
+
+
+def scores_without_minutes(content: bytes) -> bytes:
+    """All cells of a table's scores by scene, and the settings they belong to."""
+    lines = pq.read_table(BytesIO(content))
+    settings = json.loads(lines.schema.metadata[b"drivefine"])["settings"]
+    return json.dumps([settings, lines.to_pylist()]).encode()
+
+
 _LOCK = MayDiffer("*.lock", "names the process that holds or held it")
 _TRAINING = (
     _LOCK,
@@ -95,6 +110,24 @@ _EVALUATION = (
         "holds durations and counts of what the last start did",
         without("seconds", "planning", "num_taken_over", "num_scenes_from_cache", "num_scenes_built"),
     ),
+)
+
+_ABLATION = (
+    *_TRAINING,
+    MayDiffer("*.log", "what commands print, with durations"),
+    MayDiffer("tiles/*", "named by the times of change of the images, which are made anew"),
+    MayDiffer("outcomes/*.jsonl", "named by the times of change of all that the evaluation reads"),
+    MayDiffer("command.json", "holds the duration", without("seconds")),
+    MayDiffer(
+        "summary.json",
+        "holds durations, and the times of change of all that the evaluation reads",
+        without(
+            *("seconds", "planning", "num_taken_over", "num_scenes_from_cache", "num_scenes_built"),
+            *("configuration_hash", "files", "prepared"),
+        ),
+    ),
+    MayDiffer("results/*.md", "says how many minutes it took", without_minutes),
+    MayDiffer("scores/*.parquet", "the same", scores_without_minutes),
 )
 
 _WITHOUT_WORKERS = tuple(hit for hit in HITS if not hit.endswith("_worker"))
@@ -179,6 +212,30 @@ def _scorer(shared: Path) -> list[str]:
     ]
 
 
+def _ablation(shared: Path) -> list[str]:
+    """Two worlds, two caches, two trainings and an evaluation, each a command of its own."""
+    sft = [
+        "model.preset=debug",
+        *(f"{phase}.num_epochs=1" for phase in ("perception", "generator", "refiner")),
+        *(f"{phase}.batch_size=4" for phase in ("perception", "generator", "refiner")),
+        *("run.checkpoint_every=1", "run.num_threads=1", "max_scenes=8", "max_validation_scenes=2"),
+    ]
+    hybrid = (
+        "max_scenes=4 run.max_steps=2 run.batch_size=2 run.micro_batch_scenes=2 run.checkpoint_every=1 "
+        "run.num_threads=1 rollout.num_samples=4 rollout.num_denoising_steps=2 objective.tau=1"
+    ).split()
+    worlds = (
+        "world.num_train_logs=2 world.num_val_logs=1 +world.log_duration_s=20 test_world.num_test_logs=1 "
+        "+test_world.log_duration_s=20 +test_world.num_two_stage_groups=0"
+    )
+    return [
+        *("tools/reproduce.py", "tables=[figure6]", "seeds=[0]", "jobs=2", f"output={OUT}"),
+        *worlds.split(),
+        f"recipes.sft={sft}",
+        f"recipes.rl_coarse={hybrid}",
+    ]
+
+
 COMMANDS = {
     command.name: command
     for command in (
@@ -207,6 +264,7 @@ COMMANDS = {
             ("build_scene_cache", "build_scene_cache_val", "train_sft"),
         ),
         Command("evaluate", _evaluate, HITS, _EVALUATION, ("build_scene_cache_test", "train_sft")),
+        Command("ablation", _ablation, HITS, _ABLATION),
     )
 }
 
