@@ -8,6 +8,7 @@ as text, so that a token of digits stays a token whether or not it was quoted.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,10 +166,10 @@ def _scene_filter(content: Mapping[str, Any], path: Path) -> SceneFilter:
     filter_path = path
     if name is not None:
         filter_path = path.parent / "scene_filter" / f"{name}.yaml"
-        if not filter_path.is_file():
+        if not os.path.isfile(filter_path):  # False too for a name that no file can have
             raise DataError(
-                f"the split {path.stem!r} names the scene filter {name!r}, but there is no {filter_path}"
-                ": add that file, or correct the name"
+                f"the split {path.stem!r} names the scene filter {str(name)[:100]!r}, but there is no "
+                f"{filter_path}: add that file, or correct the name"
             )
         values = _mapping(filter_path)
     values = {**values, **own}
@@ -193,9 +194,11 @@ def _scene_filter(content: Mapping[str, Any], path: Path) -> SceneFilter:
             f"a scene filter has the keys {sorted(readers)}, got {unknown} in {filter_path}; remove them"
             + (f", or did you mean {close[0]!r}?" if close else "")
         )
-    return SceneFilter(
-        **{key: readers[key](key, value, filter_path) for key, value in values.items() if key in readers}
-    )
+    checked = {key: readers[key](key, value, filter_path) for key, value in values.items() if key in readers}
+    try:
+        return SceneFilter(**checked)
+    except DataError as error:
+        raise DataError(f"{error}, in {filter_path}; correct the file") from error
 
 
 def _stage_groups(value: Any, path: Path) -> tuple[StageGroup, ...] | None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from drivefine_agent.constants import ANSWER_LENGTH, NUM_POSE_FIELDS, NUM_POSES
 from drivefine_agent.data.atomic import atomic_file
+from drivefine_agent.data.parquet import DAMAGE
 from drivefine_agent.data.types import FloatArray
 from drivefine_agent.errors import DataError
 from drivefine_agent.scoring.batch import Scenes, ScoringRules, score_many
@@ -50,7 +51,7 @@ class TrajectoryFile:
             self._file = pq.ParquetFile(path, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
         except FileNotFoundError as error:
             raise DataError(f"there is no file of trajectories at {path}") from error
-        except (pa.ArrowInvalid, OSError) as error:
+        except DAMAGE as error:
             raise self._unreadable(error) from error
         missing = [name for name in INPUT_COLUMNS if name not in self._file.schema_arrow.names]
         if missing:
@@ -91,7 +92,7 @@ class TrajectoryFile:
         try:
             for batch in self._file.iter_batches(ROWS_PER_PORTION, columns=names, use_threads=False):
                 yield {name: batch.column(name).to_pylist() for name in names}
-        except (pa.ArrowInvalid, OSError) as error:
+        except DAMAGE as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> DataError:

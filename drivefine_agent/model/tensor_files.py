@@ -207,10 +207,12 @@ def _files(source: Path) -> tuple[list[Path], dict[str, str] | None]:
         return [found], None
     weight_map = read_weight_map(found)
     shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (source / shard).is_file()]
+    missing = [shard for shard in shards if not os.path.isfile(source / shard)]  # False too for long names
     if missing:
+        names = ", ".join(shard[:100] for shard in missing[:5])
         raise DataError(
-            f"{len(missing)} of {len(shards)} shards are missing in {source}: {', '.join(missing)}"
+            f"all {len(shards)} shards that {found} names must lie beside it, got {len(missing)} missing in "
+            f"{source}: {names}; fetch them again"
         )
     return [source / shard for shard in shards], weight_map
 

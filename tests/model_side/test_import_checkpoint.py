@@ -225,7 +225,10 @@ def test_index_and_shards_must_agree(twin: tuple[Path, dict[str, Tensor]]) -> No
     assert f"model.absent should be in {folder / 'model.safetensors'}" in str(refused.value)
     assert "model.image_newline is in" in str(refused.value)
     index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors", "b": "lost.safetensors"}}))
-    with pytest.raises(DataError, match=r"2 of 2 shards are missing in .*: gone\.safetensors, lost"):
+    with pytest.raises(DataError, match=r"all 2 shards .* got 2 missing in .*: gone\.safetensors, lost"):
+        listed(folder)
+    index.write_text(json.dumps({"weight_map": {"a": "x" * 5000 + ".safetensors"}}))
+    with pytest.raises(DataError, match=r"1 missing in .*: x{100}; fetch"):
         listed(folder)
     for name in ("../b.safetensors", "/b.safetensors", "..", 3):
         index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": name}}))
