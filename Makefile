@@ -1,4 +1,4 @@
-# make demo | reproduce | table4 | test | lowest | load | fuzz | crash | bench | lint       everything runs in .venv, which is made on first use
+# make demo | reproduce | table4 | test | lowest | load | fuzz | fuzz-guided | crash | bench | lint       everything runs in .venv, which is made on first use
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 # Processes that run the tests; each wants about 2 GB.
 WORKERS ?= 2
 
-.PHONY: demo reproduce test lowest load fuzz crash bench lint types clean-demo
+.PHONY: demo reproduce test lowest load fuzz fuzz-guided crash bench lint types clean-demo
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,9 +53,14 @@ lowest: $(LOWEST)/.installed
 load: $(BIN)/.installed
 	$(BIN)/python tests/load/campaign.py --output runs/load
 
-# FUZZ: options of tests/fuzz/campaign.py.
+# FUZZ: options of tests/fuzz/campaign.py, and of guided.py.
 fuzz: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/campaign.py $(FUZZ)
+
+# The same readers, guided by the lines that are reached: atheris, which has wheels for some versions of Python only.
+fuzz-guided: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/guided.py $(FUZZ)
 
 # 200 hits on long-running commands, about an hour. CRASH="folder=DIR kills=20 commands=[evaluate]": see tests/crash/harness.py.
 crash: $(BIN)/.installed
