@@ -163,7 +163,10 @@ class DriveFineAgent(AbstractAgent):
         super().__init__(**base_agent_arguments(sampling))
         self._trajectory_sampling = sampling
         if sampling.num_poses != NUM_POSES or sampling.interval_length != POSE_INTERVAL_S:
-            raise ValueError(f"DriveFine plans {NUM_POSES} poses, {POSE_INTERVAL_S} s apart, got {sampling}")
+            raise ValueError(
+                f"DriveFine plans {NUM_POSES} poses, {POSE_INTERVAL_S} s apart, so trajectory_sampling "
+                f"must be of these, got {sampling}"
+            )
         if selection not in SELECTIONS:
             raise ValueError(f"unknown selection {selection!r}: choose one of {', '.join(SELECTIONS)}")
         self._device = model_device(device)
@@ -193,7 +196,10 @@ class DriveFineAgent(AbstractAgent):
         self._strict = strict
         self._seed = seed
         if decoder != "masked" and selection == SCORER:
-            raise ValueError(f"selection={SCORER} reads answers as DriveFine's experts do, got {decoder=}")
+            raise ValueError(
+                f"selection={SCORER} reads answers as DriveFine's experts do, so decoder must be masked, got "
+                f"{decoder!r}"
+            )
         if decoder not in ("masked", "autoregressive") or (decoder != "masked" and refine):
             raise ValueError(
                 "decoder must be masked, or autoregressive with refine=false (it has no refinement expert), "
@@ -273,7 +279,10 @@ class DriveFineAgent(AbstractAgent):
             observation = observation_from_agent_input(agent_input)
             poses = self.plan_observations([observation])[STAGE_FINAL][0]
             if not np.isfinite(poses).all():
-                raise TrajectoryError(f"a plan must be finite, got {poses.tolist()}")
+                raise TrajectoryError(
+                    f"a plan must be finite, got {poses.tolist()} from the model: check its weights "
+                    "(tools/doctor.py)"
+                )
         except Exception as error:  # the border: in NAVSIM 2.2 one exception costs every scene its score
             if self._strict:
                 raise
@@ -351,7 +360,8 @@ class DriveFineAgent(AbstractAgent):
                 planner = build_planner(replace(self._preset, decoder=self._decoder), self._seed)
             else:
                 raise DataError(
-                    "training needs weights to start from: give agent.checkpoint_path, or agent.preset=tiny"
+                    "training needs weights to start from, got none: give agent.checkpoint_path, or "
+                    "agent.preset=tiny"
                 )
             self._planner = planner
             self.model = planner.model  # registered: Lightning finds its parameters here
@@ -383,7 +393,8 @@ class DriveFineAgent(AbstractAgent):
         for case in cases:
             if case.front_image is None:
                 raise DataError(
-                    f"DriveFine needs the front camera image, got none for scene {case.window.token}"
+                    f"DriveFine needs the front camera image, got none for scene {case.window.token}: "
+                    "fetch its sensor blobs"
                 )
             observations.append(observation_from_window(case.window, case.front_image))
         result = self._planned(observations)
@@ -436,7 +447,7 @@ class DriveFineAgent(AbstractAgent):
         if self._selection == ORACLE:
             raise DataError(
                 "selection=oracle picks by the true score, which only tools/evaluate.py benchmark=navsim_v1 "
-                "knows: choose first, confidence, consensus or scorer elsewhere"
+                "knows, not others: choose first, confidence, consensus or scorer elsewhere"
             )
 
     def _selected(
@@ -454,8 +465,8 @@ class DriveFineAgent(AbstractAgent):
         """Folder of the model: the one named, or `model` in it."""
         if self._checkpoint_path is None:
             raise DataError(
-                "DriveFineAgent plans with trained weights: set agent.checkpoint_path to a folder that "
-                "tools/train_sft.py, rl/train_hybrid.py or NAVSIM's run_training.py wrote"
+                "DriveFineAgent plans with trained weights, got none: set agent.checkpoint_path to a "
+                "folder that tools/train_sft.py, rl/train_hybrid.py or NAVSIM's run_training.py wrote"
             )
         return model_folder(self._checkpoint_path)
 

@@ -64,7 +64,10 @@ class DriveFineFeatureBuilder(AbstractFeatureBuilder):
             observation = with_blank_image(observation)
         ids = self._prompts.context(observation).ids
         if len(ids) > MAX_CONTEXT_LENGTH:
-            raise DataError(f"a prompt must have at most {MAX_CONTEXT_LENGTH} tokens, got {len(ids)}")
+            raise DataError(
+                f"a prompt must have at most {MAX_CONTEXT_LENGTH} tokens, got {len(ids)}: shorten it "
+                "(prompts.py)"
+            )
         padded = np.full(
             MAX_CONTEXT_LENGTH, self._prompts.config.text_config.pad_token_id or 0, dtype=np.int64
         )

@@ -44,7 +44,10 @@ def observation_from_agent_input(agent_input: AgentInput, needs_image: bool = Tr
     """
     statuses = agent_input.ego_statuses
     if len(statuses) < NUM_HISTORY_FRAMES:
-        raise DataError(f"an agent input needs {NUM_HISTORY_FRAMES} history frames, got {len(statuses)}")
+        raise DataError(
+            f"an agent input needs {NUM_HISTORY_FRAMES} history frames, got {len(statuses)} ego_statuses: "
+            "set num_history_frames"
+        )
     image = np.zeros((1, 1, 3), dtype=np.uint8)
     if needs_image:
         loaded = agent_input.cameras[-1].cam_f0.image
@@ -159,11 +162,14 @@ def _as_navsim_float(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _check(observation: Observation) -> None:
     image = observation.image
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DataError(f"expected an (H, W, 3) uint8 RGB image, got {image.shape} {image.dtype}")
+        raise DataError(
+            f"the image of CAM_F0 must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}: read it as "
+            "NAVSIM does"
+        )
     command = observation.driving_command
     if command.shape != (4,) or command.sum() != 1 or command.min() < 0:
-        raise DataError(f"expected a one-hot driving command of length 4, got {command.tolist()}")
+        raise DataError(f"driving_command must be one-hot of length 4, got {command.tolist()}: check the log")
     for name in ("history_poses", "velocity", "acceleration"):
         values = getattr(observation, name)
         if not np.isfinite(values).all():
-            raise DataError(f"{name} must be finite, got {values.tolist()}")
+            raise DataError(f"{name} must be finite, got {values.tolist()}: check the log")

@@ -78,7 +78,7 @@ class NavsimTraining:
         if objective not in _PARTS:
             raise ValueError(f"objective must be one of {', '.join(_PARTS)}, got {objective!r}")
         if objective == "refiner" and not planner.model.config.has_refiner:
-            raise ValueError("objective=refiner needs a refinement expert, but this model has n_refine=0")
+            raise ValueError("objective=refiner needs a refinement expert, got a model with n_refine=0")
         self.planner = planner
         self.objective = objective
         self.label_smoothing_bins = label_smoothing_bins
@@ -222,7 +222,7 @@ def samples_of(dataset: Any) -> Samples:
         return Samples(name, frozenset(folders), frozenset(logs))
     raise DataError(
         f"NAVSIM's training sets hold a scene loader or cached features, got {type(dataset).__name__}: it "
-        "cannot be told whether there are test data among its samples"
+        "cannot be told whether there are test data among its samples; use one of these"
     )
 
 

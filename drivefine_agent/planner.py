@@ -136,7 +136,10 @@ def generate(
     if model.config.decoder_type == "autoregressive":
         return decode_autoregressively(model, prompt, options, generator)
     if model.config.decoder_type != "masked":
-        raise ValueError(f"a model with decoder_type {model.config.decoder_type!r} writes no action tokens")
+        raise ValueError(
+            "decoder_type must be masked or autoregressive to write actions, got "
+            f"{model.config.decoder_type!r}"
+        )
     answer_step = step or model.open_slot_logits
     return decode(
         lambda actions: answer_step(prompt, actions),
@@ -281,7 +284,7 @@ class Planner:
           ValueError: if there are no observations, or one is malformed.
         """
         if len(observations) == 0:
-            raise ValueError("plan needs at least one observation, got none")
+            raise ValueError("observations must be at least one, got none")
         config: DriveFineConfig = self.model.config
         tiles = np.stack([tile_image(observation.image, config.tiles) for observation in observations])
         contexts = [self.prompts.context(observation) for observation in observations]

@@ -79,11 +79,15 @@ def true_scores(
         if scene is None or rules_of(scene) != RULES_V1:
             raise DataError(
                 "selection=oracle needs scoring scenes of NAVSIM 1.1's rules (benchmark=navsim_v1), got "
-                f"{'none' if scene is None else rules_of(scene)} for scene {token!r}"
+                f"{'none' if scene is None else rules_of(scene)} for scene {token!r}; "
+                "choose another selection"
             )
         sub_scores, errors = score_v1_rows(scene, plans)
         if all(error is not None for error in errors):
-            raise SceneError(f"no plan of scene {token!r} could be scored: {errors[0]}")
+            raise SceneError(
+                f"a plan must be scored to be chosen, got none of scene {token!r} ({errors[0]}): see to "
+                "the scene, or choose another selection"
+            )
         scores.append(sub_scores.score)
     return np.stack(scores)
 

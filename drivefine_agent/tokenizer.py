@@ -132,7 +132,9 @@ class ActionTokenizer:
             )
         if not np.isfinite(poses).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(poses))[0])
-            raise TrajectoryError(f"poses must be finite, got {poses[where]} at index {where}")
+            raise TrajectoryError(
+                f"poses must be finite, got {poses[where]} at index {where}: drop such trajectories"
+            )
         return poses
 
 

@@ -118,7 +118,7 @@ class HybridObjectiveConfig(ObjectiveConfig):
         """Checks ranges."""
         super().__post_init__()
         if not (self.generator or self.offline or self.online):
-            raise ValueError("switch on at least one of objective.generator, .offline and .online")
+            raise ValueError("switch on at least one of objective.generator, .offline and .online, got none")
         if self.min_advantage < 0.0:
             raise ValueError(f"objective.min_advantage must not be negative, got {self.min_advantage}")
 
@@ -149,7 +149,7 @@ class RewardConfig:
         """Checks ranges."""
         weights = (self.progress_weight, self.time_to_collision_weight, self.comfort_weight)
         if min(weights) < 0.0 or not 0.0 < sum(weights) < math.inf:
-            raise ValueError(f"reward weights must not be negative, nor all zero, got {weights}")
+            raise ValueError(f"reward.weights must not be negative, nor all zero, got {weights}")
         if self.scorer_weight < 0.0 or (self.scorer_weight > 0.0 and self.scorer_path is None):
             raise ValueError(
                 "reward.scorer_weight must not be negative, and needs reward.scorer_path, "

@@ -27,7 +27,7 @@ def deepspeed_config(
       ValueError: another backend or precision.
     """
     if backend not in STAGES:
-        raise ValueError(f"DeepSpeed's backends are {', '.join(STAGES)}, got {backend!r}")
+        raise ValueError(f"engine.backend must be one of {', '.join(STAGES)} here, got {backend!r}")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
     stage = STAGES[backend]

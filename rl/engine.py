@@ -233,7 +233,9 @@ class Engine(ABC):
             raise error
         for rank, message in enumerate(messages):
             if message is not None:
-                raise ProcessLostError(f"process {rank} of this run gave up: {message}")
+                raise ProcessLostError(
+                    f"all processes of a run must go on, got process {rank} that gave up: {message}"
+                )
 
     # ---------------------------------------------------------------------------------- training
 
@@ -250,7 +252,9 @@ class Engine(ABC):
           is_last: whether `step` follows.
         """
         if self._is_ready_to_step:
-            raise RuntimeError("the step's last micro-batch is through: call step() before the next one")
+            raise RuntimeError(
+                "a step ends with its last micro-batch, got another: call step() before the next one"
+            )
         self._is_accumulating = True
         try:
             with self._synchronising(is_last):
@@ -265,7 +269,9 @@ class Engine(ABC):
         A loss that is not finite is reported by `step`, on all processes together.
         """
         if not self._is_accumulating:
-            raise RuntimeError("call backward inside `with engine.accumulate(is_last)`, as the forward pass")
+            raise RuntimeError(
+                "call backward inside `with engine.accumulate(is_last)`, as the forward pass, not outside"
+            )
         self._is_loss_finite &= bool(torch.isfinite(loss.detach()))
         with self.processes.watched():
             self._backward(loss)
@@ -284,7 +290,10 @@ class Engine(ABC):
             has been updated.
         """
         if not self._is_ready_to_step:
-            raise RuntimeError("step() must follow a micro-batch in `with engine.accumulate(is_last=True)`")
+            raise RuntimeError(
+                "step() must follow a micro-batch, got none: open `with engine.accumulate(is_last=True)` "
+                "first"
+            )
         self._is_ready_to_step = False
         with self.processes.watched():
             norms = self._grad_norms()
@@ -633,12 +642,12 @@ def _names_in_module(
     seen: dict[int, str] = {}
     for group, parameters in groups.items():
         if not parameters:
-            raise ValueError(f"group {group!r} has no parameters: leave it out")
+            raise ValueError(f"groups must have parameters, got none in {group!r}: leave it out")
         names[group] = {}
         for given, parameter in parameters.items():
             full = name_of.get(id(parameter), "")
             if not full.startswith("model."):
-                raise ValueError(f"{given!r} of group {group!r} is no parameter of the policy's model")
+                raise ValueError(f"groups must name parameters of policy.model, got {given!r} in {group!r}")
             if id(parameter) in seen:
                 raise ValueError(
                     f"groups must be disjoint: {given!r} is in {seen[id(parameter)]!r} and {group!r}"

@@ -90,7 +90,8 @@ class RayScorer(RewardScorer):
                 results.append((unknown(num_rows), [reason]))
                 if self._failures_in_a_row >= self._config.max_failures_in_a_row:
                     raise RewardError(
-                        f"{self._failures_in_a_row} scoring tasks in a row failed, the last: {reason}"
+                        f"{self._failures_in_a_row} scoring tasks in a row failed, the last: {reason}; see "
+                        "the logs of Ray's workers, raise reward.timeout_s if the scenes are large"
                     ) from error
         return results
 

@@ -139,7 +139,10 @@ class PoolScorer(RewardScorer):
         record = self._tickets[ticket]
         while not record.is_done.wait(timeout=1.0):
             if not self._thread.is_alive() and self._error is None:
-                raise RewardError("the thread that hands out scoring tasks has ended; this is a bug")
+                raise RewardError(
+                    "the thread that hands out scoring tasks must live, got one that has ended; this is a "
+                    "bug: open an issue, and use reward.num_workers=0 meanwhile"
+                )
             if self._error is not None:
                 raise self._error
         if self._error is not None:

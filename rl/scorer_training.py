@@ -129,7 +129,8 @@ class ScoredScenes:
         self._index = [i for i, token in enumerate(tokens) if len(rows.get(token, ())) > 1]
         if not self._index:
             raise DataError(
-                "no scene of the split has two scored candidates: the scorer has nothing to learn"
+                "a scorer learns from scenes with two scored candidates, got none in the rollouts: raise "
+                "candidates.num_samples, or see why scoring fails"
             )
         self.candidates = [rollouts.rows(np.array(rows[tokens[i]])) for i in self._index]
         self._kept: list[Tensor] | None = None

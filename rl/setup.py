@@ -264,7 +264,10 @@ class Run:
         try:
             norms = self.engine.step(factors)
         except FloatingPointError as error:
-            raise FloatingPointError(f"step {step}: {error}") from error
+            raise FloatingPointError(
+                f"step {step}: {error}; lower the optimizers' learning_rate and start the same command "
+                "again, which goes on from the last checkpoint"
+            ) from error
         scalars = {f"{name}/grad_norm": norm for name, norm in norms.items()}
         for name, optimizer in self.config.optimizers.items():
             scalars[f"{name}/learning_rate"] = optimizer.learning_rate * factors[name]
@@ -372,12 +375,14 @@ def begin_run(
     parent = model_folder(Path(config.checkpoint_path))
     planner = Planner.from_pretrained(parent, DecodingOptions())
     if "refiner" in config.optimizers and not planner.model.config.has_refiner:
-        raise DataError(f"the model in {parent} has no refinement expert (n_refine = 0) to train")
+        raise DataError(
+            f"the model in {parent} has no refinement expert (n_refine = 0) to train: use rl/train_grpo.py"
+        )
     if planner.model.config.decoder_type not in decoders:
         raise DataError(
             f"the model in {parent} was trained with model.decoder={planner.model.config.decoder_type}; this "
-            f"script trains {', '.join(decoders)}: diffusion heads are for rl/train_diffusion.py, all others "
-            "for rl/train_grpo.py"
+            f"script trains {', '.join(decoders)}: start rl/train_diffusion.py for diffusion heads, "
+            "rl/train_grpo.py for all others"
         )
     cache = SceneCache(Path(config.metric_cache_path))
     split = load_split_scenes(config.paths, config.train_test_split, config.max_scenes, False)

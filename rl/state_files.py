@@ -55,7 +55,10 @@ def write_moments(
             try:
                 save_file(tensors, folder / f"moments-{number:05d}.safetensors")
             except (OSError, SafetensorError) as error:
-                failure = DataError(f"cannot write the optimizer's state into {folder}: {error}")
+                failure = DataError(
+                    f"cannot write the optimizer's state into {folder}: {error}; make room or see to the "
+                    "folder"
+                )
     return failure
 
 
@@ -74,7 +77,10 @@ def read_moments(
     """
     files = sorted(folder.glob("moments-*.safetensors"))
     if not files:
-        return DataError(f"no moments-*.safetensors in {folder}: not a checkpoint of this engine")
+        return DataError(
+            f"a checkpoint of this engine has moments-*.safetensors, there are none in {folder}: delete it "
+            "to go on from an earlier one"
+        )
     try:
         found: dict[str, dict[str, Path]] = {}
         for file, key, shape in _entries(files):

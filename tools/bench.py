@@ -147,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     unknown = [name for name in arguments.parts if name not in TITLES]
     if unknown:
-        parser.error(f"parts are {', '.join(TITLES)}, got {', '.join(unknown)}")
+        parser.error(f"parts of tools/bench.py must be among {', '.join(TITLES)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)  # one core, so that figures compare between machines
 
     bench = Bench(arguments.output, arguments.navsim)

@@ -156,7 +156,9 @@ def random_model(config: DriveFineConfig, device: torch.device, dtype: torch.dty
     model.to(dtype).to_empty(device=device)
     for name, buffer in model.named_buffers():
         if not name.endswith("position_ids"):
-            raise DataError(f"no value is known for the buffer {name} of a model made on the meta device")
+            raise DataError(
+                f"buffers of a model made on the meta device must be known, got {name}: give --checkpoint"
+            )
         buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand_as(buffer))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -350,13 +352,14 @@ def read_scores(path: Path) -> dict[tuple[str, int], float]:
         missing = {"method", "steps", "score"} - set(reader.fieldnames or ())
         if missing:
             raise DataError(
-                f"scores need the columns method, steps, score; {path} lacks {', '.join(sorted(missing))}"
+                f"scores need the columns method, steps, score; {path} lacks {', '.join(sorted(missing))}: "
+                "write it again"
             )
         try:
             return {(line["method"], int(line["steps"])): float(line["score"]) for line in reader}
         except (TypeError, ValueError, csv.Error) as error:
             raise DataError(
-                f"scores need a number of steps and a score per line ({error}): {path}"
+                f"scores need a number of steps and a score per line ({error}): {path}; write it again"
             ) from error
 
 

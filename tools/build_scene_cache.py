@@ -117,7 +117,7 @@ def main(config: DictConfig) -> None:
     except (DriveFineError, OmegaConfBaseException, HydraException) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped: run the same command again to go on")
+        sys.exit("stopped: run the same command again to go on (metric_cache_path keeps what is done)")
     print_result(result, config.metric_cache_path)
     if result.failures and not config.allow_failures:
         sys.exit(1)

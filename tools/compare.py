@@ -109,7 +109,10 @@ def read_results(paths: Mapping[str, Path]) -> list[Comparable]:
     """
     rules = {name: rules_of_csv(path) for name, path in paths.items()}
     if len(set(rules.values())) > 1:
-        raise DataError(f"results of one benchmark can be compared, got {rules}")
+        raise DataError(
+            f"results of one benchmark can be compared, got {rules}: choose output folders (output_dir) of "
+            "one"
+        )
     benchmark = next(iter(rules.values()))
     if benchmark == "navsim_v1":
         return [Comparable("scenes", {name: read_csv(path) for name, path in paths.items()}, SHORT_NAMES)]
@@ -154,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     for what in read_results(arguments.results):
         if arguments.metric not in what.names:
             raise DataError(
-                f"these results have the columns {list(what.names)}, got --metric {arguments.metric!r}"
+                f"--metric must be one of {list(what.names)}, got {arguments.metric!r}: choose one"
             )
         base = arguments.against or next(iter(what.tables))
         summaries = compare(

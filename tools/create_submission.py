@@ -49,7 +49,7 @@ def create(config: DictConfig) -> SubmissionCheck:
     keys = dataset_keys(config)
     output = Path(config.output)
     if (config.get("agent") is None) == (config.predictions is None):  # no agent chosen: no key
-        raise DataError("give either agent=NAME, to plan now, or predictions=FILE")
+        raise DataError("give either agent=NAME, to plan now, or predictions=FILE, not both or none")
     if config.predictions is not None:
         names = config.predictions if isinstance(config.predictions, ListConfig) else [config.predictions]
         wanted = tokens_of_split(keys)
@@ -87,7 +87,10 @@ def _planned_submission(
 ) -> tuple[Submission, WantedTokens]:
     planner = hydra.utils.instantiate(config.agent)
     if not isinstance(planner, BatchPlanner):
-        raise DataError(f"an agent must be a BatchPlanner (baselines/base.py), got {config.agent._target_}")
+        raise DataError(
+            f"an agent must be a BatchPlanner (baselines/base.py), got {config.agent._target_}: choose "
+            "another"
+        )
     scenes = load_split_scenes(keys, show_progress=config.progress)
     settings = EvaluationSettings(
         benchmark=TWO_STAGE if scenes.second_stage else "navsim_v1",

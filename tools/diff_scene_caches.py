@@ -51,7 +51,10 @@ def open_caches(first: Path, second: Path) -> tuple[SceneCache, SceneCache]:
     """Both caches, which must be of the same rules."""
     rules = [read_manifest(folder, None)["rules"] for folder in (first, second)]
     if rules[0] != rules[1]:
-        raise DataError(f"caches of the same rules can be compared, got '{rules[0]}' and '{rules[1]}'")
+        raise DataError(
+            f"first and second must be caches of the same rules, got '{rules[0]}' and '{rules[1]}' in "
+            f"{first} and {second}: choose two of one benchmark"
+        )
     return SceneCache(first, rules[0]), SceneCache(second, rules[1])
 
 
@@ -78,7 +81,10 @@ def main(argv: list[str] | None = None) -> int:
         "second": sorted(set(second.tokens) - set(first.tokens)),
     }
     if not common:
-        raise DataError(f"the two caches have no scene in common: {arguments.first}, {arguments.second}")
+        raise DataError(
+            "first and second of tools/diff_scene_caches.py need a scene in common, got none: "
+            f"{arguments.first}, {arguments.second}; choose others"
+        )
     differences: list[Difference] = []
     for token in common:
         differences += diff_scenes(first[token], second[token])

@@ -72,7 +72,8 @@ def evaluate_agent(config: DictConfig, scenes: SplitScenes, settings: Evaluation
     planner = hydra.utils.instantiate(config.agent)
     if not isinstance(planner, BatchPlanner):
         raise DataError(
-            f"an agent for evaluation must be a BatchPlanner (baselines/base.py), got {config.agent._target_}"
+            f"an agent must be a BatchPlanner (baselines/base.py), got {config.agent._target_}: choose "
+            "another"
         )
     agent = OmegaConf.to_container(config.agent, resolve=True)
     assert isinstance(agent, dict)  # instantiate has accepted it
@@ -86,7 +87,9 @@ def evaluate_agent(config: DictConfig, scenes: SplitScenes, settings: Evaluation
 def evaluate_predictions(path: Path, scenes: SplitScenes, settings: EvaluationSettings) -> EvaluationFiles:
     """The second pass alone, on trajectories from a file."""
     if path.resolve() == (settings.output_dir / PREDICTIONS_NAME).resolve():
-        raise DataError(f"output_dir must be another folder than that of the predictions {path}")
+        raise DataError(
+            f"output_dir must be another folder than that of the predictions {path}: choose another"
+        )
     windows = (*scenes.windows, *scenes.second_stage)
     plans = plans_of(path, [window.token for window in windows])
     privileged = privileged_of(path)

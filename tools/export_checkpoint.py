@@ -51,4 +51,4 @@ if __name__ == "__main__":
     except DriveFineError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; remove the output folder before starting again")
+        sys.exit("stopped; remove the output folder (--output) before starting again")

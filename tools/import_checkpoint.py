@@ -63,7 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--names", action="store_true", help="print where every tensor goes")
     arguments = parser.parse_args(argv)
     if arguments.output is None and not arguments.dry_run:
-        parser.error("--output is required (or --dry-run)")
+        parser.error("--output must be given, or --dry-run, got neither")
     return arguments
 
 
@@ -79,7 +79,7 @@ def read_config(file: Path | None, settings: list[str]) -> DriveFineConfig:
     elif file.is_file():
         values = DriveFineConfig.from_json_file(file).to_dict()
     else:
-        raise DataError(f"no configuration at {file}")
+        raise DataError(f"a configuration must exist, got none at {file}: correct the path")
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or key not in values:
@@ -153,4 +153,4 @@ if __name__ == "__main__":
     except (DriveFineError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped: run the same command again to go on")
+        sys.exit("stopped: run the same command again to go on (--output keeps what is done)")

@@ -34,7 +34,7 @@ from drivefine_agent.scoring.cache import SceneCache
 def report(config: DictConfig) -> Path:
     """Read the runs, prepare the scenes, write the page."""
     if not isinstance(config.runs, DictConfig):
-        raise DataError(f"runs must name folders, runs={{name: folder, ...}}, got {config.runs!r}")
+        raise DataError(f"runs must name folders, got {config.runs!r}: set runs={{name: folder, ...}}")
     runs = {str(name): read_run(str(name), Path(str(folder))) for name, folder in config.runs.items()}
     logs = {} if config.training is None else config.training
     training = {str(name): read_metrics(Path(str(folder))) for name, folder in logs.items()}

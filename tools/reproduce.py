@@ -51,7 +51,10 @@ def reproduce(settings: Settings, options: Sequence[str] = ()) -> None:
     started = time.monotonic()
     unknown = sorted(set(settings.tables) - set(TABLES))
     if unknown:
-        raise DataError(f"tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}")
+        raise DataError(
+            f"tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}: choose of these, or "
+            "tables=all"
+        )
     tables = {name: fitted(TABLES[name], settings.same_as, settings.skip) for name in settings.tables}
     job = Reproduction(settings)
     kept = {

@@ -53,7 +53,10 @@ def score(config: DictConfig) -> list[Path]:
     check = check_submission(path, tokens_of_split(keys))
     print(format_check(check))
     if not check.is_good and not config.score_anyway:
-        raise DataError(f"a submission with problems is scored only with score_anyway=true: {path}")
+        raise DataError(
+            f"a submission must have none of the problems above, got some: {path}; mend it, or set "
+            "score_anyway=true"
+        )
     submission = read_submission(path)
     if submission.is_two_stage:
         return [_score_two_stage(config, keys, submission)]

@@ -78,8 +78,8 @@ def _windows(config: DictConfig, tokens: list[str]) -> tuple[list[SceneWindow], 
         return [*scenes.windows, *scenes.second_stage], scenes.maps_root
     if config.navsim_log_path is None or config.maps_root is None:
         raise DataError(
-            "scenes are needed to score against: give metric_cache_path (a scene cache), or train_test_split"
-            " with a dataset, or navsim_log_path and maps_root"
+            "scenes are needed to score against, got none: give metric_cache_path (a scene cache), or "
+            "train_test_split with a dataset, or navsim_log_path and maps_root"
         )
     num_future = NUM_OBSERVATION_FRAMES if config.benchmark.name == "navsim_v1" else NUM_OBSERVATION_FRAMES_V2
     scene_filter = SceneFilter(
@@ -102,7 +102,7 @@ def scoring_rules(config: DictConfig) -> ScoringRules:
     if config.traffic not in TRAFFIC or human_filter not in HUMAN_FILTERS:
         raise DataError(
             f"traffic must be one of {TRAFFIC} and human_penalty_filter one of {HUMAN_FILTERS}, got "
-            f"{config.traffic!r} and {human_filter!r}"
+            f"{config.traffic!r} and {human_filter!r}: choose of these"
         )
     traffic = "reactive" if config.benchmark.name == TWO_STAGE else config.traffic
     return ScoringRules(BENCHMARKS[config.benchmark.name], traffic, human_filter)  # type: ignore[arg-type]

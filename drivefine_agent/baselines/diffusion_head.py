@@ -90,7 +90,8 @@ class DiffusionHead:
         for case in cases:
             if case.front_image is None:
                 raise DataError(
-                    f"the diffusion head needs the front camera image, got none for {case.window.token}"
+                    "the diffusion head needs the front camera image, got none for scene "
+                    f"{case.window.token}: fetch its sensor blobs"
                 )
             observations.append(observation_from_window(case.window, case.front_image))
         config, device = planner.model.config, planner.device

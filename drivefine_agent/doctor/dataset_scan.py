@@ -119,7 +119,9 @@ def scan_second_stage(
       ValueError: the split has no second stage.
     """
     if folders.second_stage is None or folders.second_stage_sensors is None:
-        raise ValueError(f"the split {split.name!r} has no folder of a second stage")
+        raise ValueError(
+            f"the split {split.name!r} has no folder of a second stage: set synthetic_scenes_path"
+        )
     scene_filter = split.scene_filter
     wanted, explicit = scene_filter.reactive_synthetic_initial_tokens, scene_filter.synthetic_scene_tokens
     wanted_tokens = None if wanted is None else frozenset(wanted)

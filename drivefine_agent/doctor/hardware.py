@@ -75,7 +75,9 @@ def model_need(options: DoctorOptions) -> Need:
         folder = options.checkpoint
         folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
         if not (folder / "config.json").is_file():
-            raise DataError(f"a checkpoint is a folder with config.json, there is none in {folder}")
+            raise DataError(
+                f"a checkpoint is a folder with config.json, there is none in {folder}: choose another folder"
+            )
         config, name = DriveFineConfig.from_pretrained(folder, local_files_only=True), str(folder)
     with torch.device("meta"):
         model = DriveFineModel(config)

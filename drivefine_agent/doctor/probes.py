@@ -39,15 +39,23 @@ def run_probe(name: str, python: str, environment: Mapping[str, str]) -> dict[st
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ProbeError(f"cannot run {python}: {error}") from error
+        raise ProbeError(
+            f"an interpreter must be able to run, got {error} from {python}: correct --python"
+        ) from error
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ProbeError(f"{python} {path.name} ended with exit code {done.returncode}: {last[0]}")
+        raise ProbeError(
+            f"{python} {path.name} ended with exit code {done.returncode}: {last[0]}; run it to see all"
+        )
     try:
         result = parse_json(lines[-1], f"the answer of {path.name}")
     except DataError as error:
-        raise ProbeError(f"{python} {path.name} printed no JSON object: {lines[-1][:80]!r}") from error
+        raise ProbeError(
+            f"{python} {path.name} must print a JSON object, got {lines[-1][:80]!r}; run it to see all"
+        ) from error
     if not isinstance(result, dict):
-        raise ProbeError(f"{python} {path.name} printed no JSON object: {lines[-1][:80]!r}")
+        raise ProbeError(
+            f"{python} {path.name} must print a JSON object, got {lines[-1][:80]!r}; run it to see all"
+        )
     return result

@@ -36,7 +36,7 @@ def run_checks(options: DoctorOptions, only: Sequence[str] = ()) -> list[CheckRe
     """
     unknown = [name for name in only if name not in CHECKS]
     if unknown:
-        raise ValueError(f"the checks are {', '.join(CHECKS)}; got {', '.join(unknown)}")
+        raise ValueError(f"options.checks must be among {', '.join(CHECKS)}, got {', '.join(unknown)}")
     return [_run(name, options) for name in CHECKS if not only or name in only]
 
 

@@ -57,7 +57,7 @@ def bootstrap_means(
             f"expected finite values, got {np.sum(~np.isfinite(array))} others: drop failed scenes in pairs"
         )
     if num_resamples < 1:
-        raise ValueError(f"expected at least one resample, got {num_resamples}")
+        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
     generator = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_ELEMENTS // array.size)
     means = np.empty(num_resamples)
@@ -109,7 +109,9 @@ def clustered_interval(
     array = np.asarray(values, dtype=np.float64)
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     if cluster.shape != array.shape:
-        raise ValueError(f"expected a cluster for each value, got {cluster.shape} and {array.shape}")
+        raise ValueError(
+            f"clusters must be one for each of the values, got {cluster.shape} and {array.shape}"
+        )
     sums, counts = np.bincount(cluster, weights=array), np.bincount(cluster)
     # Mean of a resample: its sum over its size, both sums over the drawn clusters.
     drawn_sums = bootstrap_means(sums, num_resamples, seed)
@@ -131,5 +133,5 @@ def paired_interval(
     """Percentile interval of the mean of `first - second`, (n,) each, row i of both being the same scene."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"expected two arrays of one shape, got {a.shape} and {b.shape}")
+        raise ValueError(f"first and second must have one shape, got {a.shape} and {b.shape}")
     return bootstrap_interval(a - b, level, num_resamples, seed)

@@ -124,5 +124,5 @@ def encode_jpeg(image: NDArray[np.uint8], width_px: int, quality: int = 66) -> b
     scaled = cv2.resize(image, (width_px, height), interpolation=cv2.INTER_AREA)
     done, encoded = cv2.imencode(".jpg", scaled[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise ValueError(f"OpenCV could not encode an image of shape {image.shape} as JPEG")
+        raise ValueError(f"an image must be one that OpenCV can write as JPEG, got shape {image.shape}")
     return bytes(encoded)

@@ -81,7 +81,10 @@ def paired_values(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> tup
     pairs = pairs[pairs["valid_first"] & pairs["valid_second"]].sort_values("token")
     pairs = pairs.dropna(subset=[f"{metric}_first", f"{metric}_second"])
     if pairs.empty:
-        raise DataError("a paired comparison needs scenes that are valid for both agents, got none")
+        raise DataError(
+            "a paired comparison needs scenes that are valid in both tables, got none: see failures.csv of "
+            "both"
+        )
     return pairs[f"{metric}_first"].to_numpy(), pairs[f"{metric}_second"].to_numpy()
 
 

@@ -156,14 +156,15 @@ def image_reader(settings: EvaluationSettings) -> ImageReader:
     def read(window: SceneWindow) -> NDArray[np.uint8]:
         if FRONT_CAMERA not in window.current.cameras:
             raise DataError(
-                f"the current frame of scene {window.token!r} has no {FRONT_CAMERA}: {window.log_path}"
+                f"the current frame of scene {window.token!r} has no {FRONT_CAMERA}: {window.log_path}; "
+                "fetch the whole log"
             )
         if settings.blank_image:
             return np.full((IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3), BLANK_GREY, dtype=np.uint8)
         folder = settings.sensor_path
         if window.second_stage is not None:
             if settings.synthetic_sensor_path is None:
-                raise DataError("second-stage images need a folder: set synthetic_sensor_path")
+                raise DataError("second-stage images need a folder, got none: set synthetic_sensor_path")
             folder = settings.synthetic_sensor_path
         return read_image(folder, window.current.cameras[FRONT_CAMERA].data_path)
 
@@ -237,7 +238,9 @@ def make_plans(
       DataError: no scenes, a scene cache or checkpoint that cannot be read.
     """
     if not windows:
-        raise DataError("an evaluation needs at least one scene, the split gave none")
+        raise DataError(
+            "an evaluation needs at least one scene, got none from the split: choose another train_test_split"
+        )
     identity = _identify_plans(settings, agent, windows)
     if planner.needs_scoring_scene:
         identity = identify(settings, agent, windows)

@@ -90,7 +90,7 @@ def file_identities(paths: Iterable[Path]) -> dict[str, list[int]]:
     identities = {}
     for path in paths:
         if not path.exists():
-            raise DataError(f"no such file or folder: {path}")
+            raise DataError(f"what an evaluation reads must exist, got no {path}: correct the path")
         files = (
             [path]
             if path.is_file()
@@ -236,7 +236,7 @@ def plans_of(path: Path, tokens: Sequence[str]) -> dict[str, SceneOutcome]:
     if FINAL not in predictions:
         raise DataError(
             f"predictions need trajectories with the trajectory_id '{FINAL}', got {sorted(predictions)[:5]} "
-            f"in {path}"
+            f"in {path}; write them with tools/evaluate.py"
         )
     num_unused = len(set(predictions[FINAL]) - set(tokens))
     if num_unused:
@@ -274,16 +274,17 @@ def read_predictions(path: Path) -> dict[str, dict[str, FloatArray]]:
             array = np.asarray(poses, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"expected 24 numbers as poses ({error}) for token {token!r} in {path}"
+                f"expected 24 numbers as poses ({error}) for token {token!r} in {path}; write it again"
             ) from error
         if array.shape != (NUM_POSES * NUM_POSE_FIELDS,):
             raise DataError(
-                f"expected 24 numbers as poses, got shape {array.shape} for token {token!r} in {path}"
+                f"expected 24 numbers as poses, got shape {array.shape} for token {token!r} in {path}; "
+                "write it again"
             )
         if str(token) in found.setdefault(str(name), {}):
             raise DataError(
                 f"each scene may have one trajectory of a trajectory_id, got several {str(name)!r} for token "
-                f"{token!r} in {path}"
+                f"{token!r} in {path}; write it again"
             )
         found[str(name)][str(token)] = array.reshape(NUM_POSES, NUM_POSE_FIELDS)
     return found

@@ -92,7 +92,9 @@ def build_report(
         )
     scores = _valid_scores(table)
     if not scores:
-        raise DataError(f"the run {main!r} has no valid scene to show")
+        raise DataError(
+            f"a report needs a valid scene to show, got none in the run {main!r}: see its failures.csv"
+        )
     before = None if shown.before is None else _valid_scores(shown.before.table)
     tokens, rule = list(table["token"]), f"All {len(table)} scenes of the evaluation."
     if len(tokens) > num_scenes:
@@ -143,10 +145,12 @@ def check_runs(runs: Mapping[str, Run], main: str | None) -> str:
       DataError: no runs, an unknown main run, or runs of different rules.
     """
     if not runs:
-        raise DataError("a report needs at least one run (runs={name: output folder of tools/evaluate.py})")
+        raise DataError(
+            "a report needs at least one run, got none: set runs={name: output folder of tools/evaluate.py}"
+        )
     main = next(iter(runs)) if main is None else main
     if main not in runs:
-        raise DataError(f"the main run must be one of {sorted(runs)}, got {main!r}")
+        raise DataError(f"the main run must be one of {sorted(runs)}, got {main!r}: choose one of them")
     rules = {name: run.rules for name, run in runs.items()}
     if len(set(rules.values())) > 1:
         raise DataError(
@@ -378,10 +382,12 @@ class _SceneBuilder:
     def _image(self, window: SceneWindow) -> NDArray[np.uint8]:
         """The front camera's image now; DataError where it is missing."""
         if FRONT_CAMERA not in window.current.cameras:
-            raise DataError(f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}")
+            raise DataError(
+                f"scene {window.token!r} has no {FRONT_CAMERA} now: {window.log_path}; fetch the log again"
+            )
         folder = self._scenes.sensor_path
         if window.second_stage is not None:
             if self._scenes.synthetic_sensor_path is None:
-                raise DataError("second-stage images need a folder: set synthetic_sensor_path")
+                raise DataError("second-stage images need a folder, got none: set synthetic_sensor_path")
             folder = self._scenes.synthetic_sensor_path
         return read_image(folder, window.current.cameras[FRONT_CAMERA].data_path)

@@ -90,7 +90,8 @@ def read_run(name: str, folder: Path) -> Run:
         rules = str(summary["benchmark"]), str(summary["traffic"]), str(summary["human_penalty_filter"] or "")
     except (DataError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{folder} is no output folder of tools/evaluate.py ({summary_path}: {error})"
+            f"a run must be an output folder of tools/evaluate.py, got {folder} ({summary_path}: {error}); "
+            "choose such a folder"
         ) from error
     before = folder / BEFORE_NAME
     return Run(

@@ -78,7 +78,7 @@ def average_row(table: pd.DataFrame) -> pd.DataFrame:
 def format_csv(table: pd.DataFrame) -> str:
     """The text of NAVSIM's CSV: unnamed row index, the columns of `COLUMNS_V1`, the row `average` last."""
     if table.empty:
-        raise ValueError("a result CSV needs at least one scene, got none")
+        raise ValueError("table must hold at least one scene, got none")
     return pd.concat([table[list(COLUMNS_V1)], average_row(table)], ignore_index=True).to_csv()
 
 
@@ -124,7 +124,8 @@ def read_csv(path: Path) -> pd.DataFrame:
     whole = read_columns(path, METRICS_V1)
     if tuple(whole.columns) != COLUMNS_V1:
         raise DataError(
-            f"expected NAVSIM 1.1's columns {list(COLUMNS_V1)}, got {list(whole.columns)} in {path}"
+            f"expected NAVSIM 1.1's columns {list(COLUMNS_V1)}, got {list(whole.columns)} in {path}; write "
+            "it again"
         )
     is_average = whole["token"] == AVERAGE_TOKEN
     table = whole[~is_average].reset_index(drop=True)
@@ -135,12 +136,13 @@ def read_csv(path: Path) -> pd.DataFrame:
         )
     if table["valid"].dtype != bool:
         raise DataError(
-            f"expected True or False in the column 'valid' of {path}, got {list(table['valid'][:3])}"
+            f"expected True or False in the column 'valid' of {path}, got {list(table['valid'][:3])}; "
+            "write it again"
         )
     try:
         check_table(table, str(path))
     except ValueError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{error}; write it again") from error
     stored = whole[is_average][list(METRICS_V1)].astype("float64").to_numpy()
     computed = average_row(table)[list(METRICS_V1)].to_numpy()
     if not (abs(stored - computed) <= 1e-6)[~pd.isna(computed)].all():

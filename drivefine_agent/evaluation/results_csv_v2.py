@@ -44,7 +44,7 @@ _TOLERANCE = 1e-6
 def one_stage_csv(table: pd.DataFrame) -> str:
     """The text of NAVSIM's CSV for the rows of `scored_frames.frame_table`."""
     if table.empty:
-        raise ValueError("a result CSV needs at least one scene, got none")
+        raise ValueError("table must hold at least one scene, got none")
     return pd.concat([table[list(COLUMNS_ONE_STAGE)], _average(table)], ignore_index=True).to_csv()
 
 
@@ -167,9 +167,14 @@ def read_groups(path: Path) -> pd.DataFrame:
         )
     table = read_columns(path, set(GROUP_COLUMNS) - _NO_NUMBERS, index_col=None)
     if tuple(table.columns) != GROUP_COLUMNS:
-        raise DataError(f"expected the columns {list(GROUP_COLUMNS)}, got {list(table.columns)} in {path}")
+        raise DataError(
+            f"expected the columns {list(GROUP_COLUMNS)}, got {list(table.columns)} in {path}; write it again"
+        )
     if table["valid"].dtype != bool:
-        raise DataError(f"expected True or False in the column 'valid' of {path}")
+        raise DataError(
+            f"expected True or False in the column 'valid' of {path}, got {list(table['valid'][:3])}; "
+            "write it again"
+        )
     return table
 
 
@@ -178,11 +183,17 @@ def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise DataError(f"a result CSV must exist, got {path}: run tools/evaluate.py or correct the path")
     whole = read_columns(path, set(columns) - _NO_NUMBERS)
     if tuple(whole.columns) != columns:
-        raise DataError(f"expected NAVSIM 2.2's columns {list(columns)}, got {list(whole.columns)} in {path}")
+        raise DataError(
+            f"expected NAVSIM 2.2's columns {list(columns)}, got {list(whole.columns)} in {path}; write it "
+            "again"
+        )
     if whole["valid"].dtype != bool:
-        raise DataError(f"expected True or False in the column 'valid' of {path}")
+        raise DataError(
+            f"expected True or False in the column 'valid' of {path}, got {list(whole['valid'][:3])}; "
+            "write it again"
+        )
     if whole["token"].duplicated().any():
-        raise DataError(f"each scene must occur once, some occur several times in {path}")
+        raise DataError(f"each scene must occur once, some occur several times in {path}; write it again")
     return whole
 
 

@@ -89,7 +89,10 @@ class SceneSource:
             self.num_cached += 1
             return scene
         if self._cache is not None and token in self._cache.failures:
-            raise SceneError(f"scene {token!r} could not be prepared: {self._cache.failures[token]}")
+            raise SceneError(
+                f"scene {token!r} could not be prepared when its cache was built: "
+                f"{self._cache.failures[token]}; build it again if that was mended"
+            )
         if self._maps_root is None:
             raise DataError(
                 f"scene {token!r} is not in the scene cache and no map folder is known: set NUPLAN_MAPS_ROOT "

@@ -38,7 +38,7 @@ def choose_scenes(
       ValueError: if there is no scene to choose from.
     """
     if not scores:
-        raise ValueError("a report needs at least one valid scene to show, got none")
+        raise ValueError("scores of a report must be of at least one valid scene, got none")
     chosen: dict[str, str] = {}
 
     def take(limit: int, reason: str, key: Callable[[str], float], is_allowed: Callable[[str], bool]) -> None:

@@ -40,7 +40,10 @@ class ScoredFrame:
 
     def __post_init__(self) -> None:
         if self.is_second_stage and self.human_zeros:
-            raise ValueError(f"no human drove in second-stage sample {self.token!r}, got {self.human_zeros}")
+            raise ValueError(
+                "human_zeros must be empty in the second stage, where no human drove, got "
+                f"{self.human_zeros} for sample {self.token!r}"
+            )
 
 
 def scored_frame(window: SceneWindow, stage: StageOutcome) -> ScoredFrame | None:

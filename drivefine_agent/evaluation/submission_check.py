@@ -62,7 +62,10 @@ def wanted_tokens(split: Split) -> WantedTokens:
     """
     first = split.scene_filter.tokens
     if first is None:
-        raise DataError(f"the split {split.name!r} lists no tokens: its samples must be cut from its logs")
+        raise DataError(
+            f"the split {split.name!r} lists no tokens: its samples must be cut from its logs: set "
+            "navsim_log_path"
+        )
     second = split.scene_filter.reactive_synthetic_initial_tokens
     if second is None and split.reactive_all_mapping is not None:
         second = tuple(
@@ -71,7 +74,10 @@ def wanted_tokens(split: Split) -> WantedTokens:
     tokens = [*first, *(second or ())]
     twice = [token for token, count in Counter(tokens).items() if count > 1]
     if twice:
-        raise DataError(f"the tokens of a split must differ, got {_listed(twice)} twice in {split.name!r}")
+        raise DataError(
+            f"the tokens of a split must differ, got {_listed(twice)} twice in {split.name!r}; correct its "
+            "file"
+        )
     return WantedTokens(split.name, first, second)
 
 

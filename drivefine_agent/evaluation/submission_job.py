@@ -52,7 +52,7 @@ def plan_samples(
     if planner.needs_scoring_scene or isinstance(planner, Human):
         raise DataError(
             f"a submission must come from a planner that sees the past only, got {planner.name()!r}: "
-            "NAVSIM refuses agents that require the scene"
+            "NAVSIM refuses agents that require the scene; choose another agent"
         )
     return make_plans(planner, windows, settings, agent)
 
@@ -71,7 +71,7 @@ def complete(
       DataError: samples failed and there is no fallback; lists them with their reasons.
     """
     if fallback is not None and fallback not in FALLBACKS:
-        raise DataError(f"fallback must be one of {list(FALLBACKS)} or null, got {fallback!r}")
+        raise DataError(f"fallback must be one of {list(FALLBACKS)} or null, got {fallback!r}: choose one")
     predictions, failed = {}, {}
     for window in windows:
         plan = plans[window.token].stages[FINAL]
@@ -111,11 +111,14 @@ def read_prediction_files(paths: Sequence[Path]) -> list[Predictions]:
         if privileged := privileged_of(path):
             raise DataError(
                 "a submission must come from a planner that sees the past only, but that of "
-                f"{path} knew more: {privileged}"
+                f"{path} knew more: {privileged}; choose other predictions"
             )
         by_id = read_predictions(path)
         if FINAL not in by_id:
-            raise DataError(f"predictions must hold trajectories {FINAL!r}, got {sorted(by_id)} in {path}")
+            raise DataError(
+                f"predictions must hold trajectories {FINAL!r}, got {sorted(by_id)} in {path}; write it "
+                "with tools/evaluate.py"
+            )
         found.append(by_id[FINAL])
     return found
 
@@ -145,7 +148,7 @@ def arrange(team: TeamInfo, seeds: Sequence[Predictions], wanted: WantedTokens) 
     if wanted.second_stage is None:
         return Submission(team, tuple({token: seed[token] for token in wanted.first_stage} for seed in seeds))
     if len(seeds) != 1:
-        raise DataError(f"a two-stage submission has one set of predictions, got {len(seeds)}")
+        raise DataError(f"a two-stage submission needs one file, got {len(seeds)}: set predictions=FILE")
     return Submission(
         team,
         first_stage={token: seeds[0][token] for token in wanted.first_stage},

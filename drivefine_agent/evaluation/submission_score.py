@@ -43,7 +43,7 @@ def scene_lookup(keys: DatasetKeys, scene_cache_path: Path | None, show_progress
 
     def find(token: str) -> ScoringScene:
         if token not in windows:
-            raise KeyError(f"scene '{token}' is not among the samples of the split {scenes.name!r}")
+            raise KeyError(f"a token must be a sample of the split {scenes.name!r}, got {token!r}")
         return build_scoring_scene(windows[token], load_map(maps_root, windows[token].map_name))
 
     return find
@@ -61,7 +61,10 @@ def score_one_stage(
       DataError: it is a two-stage submission.
     """
     if submission.is_two_stage:
-        raise DataError("NAVSIM 1.1's rules score submissions with 'predictions', got one with two stages")
+        raise DataError(
+            "NAVSIM 1.1's rules score submissions with 'predictions', got one with two stages: choose "
+            "benchmark=navhard_two_stage"
+        )
     return [_score_seed(seed, scenes, show_progress) for seed in submission.predictions]
 
 
@@ -97,12 +100,18 @@ def score_two_stage(
       DataError: it is a one-stage submission, or lacks a sample of the split.
     """
     if not submission.is_two_stage:
-        raise DataError("two-stage rules score submissions with two stages, got one with 'predictions'")
+        raise DataError(
+            "two-stage rules score submissions with two stages, got one with 'predictions': choose "
+            "benchmark=navsim_v1"
+        )
     windows = (*scenes.windows, *scenes.second_stage)
     predictions = {**submission.first_stage, **submission.second_stage}
     missing = [window.token for window in windows if window.token not in predictions]
     if missing:
-        raise DataError(f"the submission lacks {len(missing)} samples of {scenes.name!r}: {missing[:5]}")
+        raise DataError(
+            f"a submission needs all samples of its split {scenes.name!r}, got one that lacks "
+            f"{len(missing)}: {missing[:5]}; write it for this split"
+        )
     plans = {
         window.token: SceneOutcome(
             window.token, {FINAL: planned(predictions[window.token].astype(np.float64))}

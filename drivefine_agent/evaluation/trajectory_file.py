@@ -50,12 +50,14 @@ class TrajectoryFile:
             # Without pre_buffer, and with a buffer, pages are read one by one, not whole row groups at once.
             self._file = pq.ParquetFile(path, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
         except FileNotFoundError as error:
-            raise DataError(f"there is no file of trajectories at {path}") from error
+            raise DataError(f"trajectories must exist, got no file {path}: correct the path") from error
         except DAMAGE as error:
             raise self._unreadable(error) from error
         missing = [name for name in INPUT_COLUMNS if name not in self._file.schema_arrow.names]
         if missing:
-            raise DataError(f"trajectories need the columns {list(INPUT_COLUMNS)}, {path} lacks {missing}")
+            raise DataError(
+                f"trajectories need the columns {list(INPUT_COLUMNS)}, {path} lacks {missing}: write it again"
+            )
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -73,7 +75,8 @@ class TrajectoryFile:
             for token in columns["token"]:
                 if not isinstance(token, str):
                     raise DataError(
-                        f"every row needs a scene token (text), got {token!r} in row {row}: {self.path}"
+                        f"every row needs a scene token (text), got {token!r} in row {row}: {self.path}; "
+                        "write it again"
                     )
                 tokens[token] = None
                 row += 1
@@ -108,11 +111,13 @@ def parse_poses(values: Any) -> FloatArray:
       ValueError: if they are not 24 finite numbers; the message says what they are instead.
     """
     if values is None:
-        raise ValueError(f"poses must be {ANSWER_LENGTH} numbers, got null")
+        raise ValueError(f"values must be the {ANSWER_LENGTH} numbers of poses, got null")
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"poses must be {ANSWER_LENGTH} numbers, got something else ({error})") from error
+        raise ValueError(
+            f"values must be the {ANSWER_LENGTH} numbers of poses, got something else ({error})"
+        ) from error
     if array.shape not in ((ANSWER_LENGTH,), (NUM_POSES, NUM_POSE_FIELDS)):
         shape = f"{len(array)} numbers" if array.ndim == 1 else f"shape {array.shape}"
         raise ValueError(

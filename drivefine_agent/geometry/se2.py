@@ -93,7 +93,7 @@ def polyline_headings(vertices: ArrayLike) -> FloatArray:
     """
     vertices = np.asarray(vertices, dtype=np.float64)
     if vertices.ndim != 2 or vertices.shape[0] < 2 or vertices.shape[1] != 2:
-        raise ValueError(f"expected a polyline of shape (N >= 2, 2), got {vertices.shape}")
+        raise ValueError(f"vertices must have the shape (N >= 2, 2), got {vertices.shape}")
     steps = np.diff(vertices, axis=0)
     headings = np.arctan2(steps[:, 1], steps[:, 0])
     return np.append(headings, headings[-1])

@@ -173,7 +173,9 @@ class DriveFineConfig(PreTrainedConfig):
                 f"{self.mlp_refiner_width} with decoder_type {self.decoder_type!r}, n_refine {self.n_refine}"
             )
         if self.decoder_type == "autoregressive" and not self.slot_restricted:
-            raise ValueError("decoder_type 'autoregressive' writes actions only: set slot_restricted")
+            raise ValueError(
+                "decoder_type 'autoregressive' writes actions only, got no slot_restricted: set it"
+            )
         if self.head_width % self.head_heads != 0 or self.head_blocks < 2:
             raise ValueError(
                 "head_width must be a multiple of head_heads and head_blocks at least 2, "

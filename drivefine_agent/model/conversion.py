@@ -210,13 +210,17 @@ def plan_export(folder: Path, layout: str, vocab_rows: int | None = None) -> dic
         if vocab_rows is not None and tensor.name in VOCABULARY_TABLES:
             if not 0 < vocab_rows <= rows:
                 raise DataError(
-                    f"{tensor.name} has {rows} rows in {tensor.file}: {vocab_rows} cannot be written"
+                    f"vocab_rows must be 1 to the {rows} that {tensor.name} has in {tensor.file}, got "
+                    f"{vocab_rows}; choose another number"
                 )
             rows = vocab_rows
         exported[theirs] = StoredTensor(tensor.name, (rows, *tensor.shape[1:]), tensor.dtype, tensor.file)
     for needed in ("model.transformer.wte.weight", "model.transformer.ff_out.weight"):
         if needed not in exported:
-            raise DataError(f"{folder} is no DriveFine checkpoint: it has no {our_name(needed)}")
+            raise DataError(
+                f"a DriveFine checkpoint needs {our_name(needed)}, got none in {folder}: choose another "
+                "folder"
+            )
     return exported
 
 
@@ -259,7 +263,10 @@ def _fits(tensor: StoredTensor, name: str, shape: tuple[int, ...], config: Drive
 
 
 def _refusal(problems: list[str]) -> str:
-    return f"the checkpoint does not fit the model ({len(problems)} problems):\n  " + "\n  ".join(problems)
+    return (
+        f"a checkpoint must fit the model's config.json, got {len(problems)} problems; choose another "
+        "configuration or checkpoint:\n  " + "\n  ".join(problems)
+    )
 
 
 # ------------------------------------------------------------------------------------------- the content
@@ -284,7 +291,9 @@ def _pieces(
     for piece in read_pieces(source):
         low, high = piece.aminmax()  # NaN if there is one; many times faster than isfinite
         if not (low.isfinite() and high.isfinite()):
-            raise DataError(f"weights must be finite, but {source.name} in {source.file} is not")
+            raise DataError(
+                f"weights must be finite, but {source.name} in {source.file} is not: fetch the file again"
+            )
         yield piece.to(dtype)
     if source.shape != shape:  # a vocabulary table whose unused rows were cut off
         yield torch.zeros(shape[0] - source.shape[0], *shape[1:], dtype=dtype)
@@ -374,4 +383,6 @@ def _check_room(output: Path, shards: dict[str, list[PlannedTensor]]) -> None:
     )
     free = shutil.disk_usage(output).free
     if needed > free:
-        raise DataError(f"{output} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there")
+        raise DataError(
+            f"{output} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there: make room"
+        )

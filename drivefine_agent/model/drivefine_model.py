@@ -74,7 +74,10 @@ class DriveFineModel(PreTrainedModel):
         model, info = loaded
         for kind in ("missing", "unexpected"):
             if names := sorted(info[f"{kind}_keys"]):
-                raise DataError(f"the checkpoint {args[0]} has {kind} tensors: {', '.join(names)}")
+                raise DataError(
+                    f"a checkpoint must hold the model's tensors, got {kind} ones in {args[0]}: "
+                    f"{', '.join(names)}; fetch it again, or take its own configuration"
+                )
         model._freeze_idle_parameters()  # loading replaces the parameters
         return (model, info) if wants_info else model
 
@@ -122,7 +125,9 @@ class DriveFineModel(PreTrainedModel):
         columns = is_image.any(dim=0).nonzero().flatten().tolist()
         if visual is None:
             if columns:
-                raise ValueError("the context holds an image placeholder, but no image was given")
+                raise ValueError(
+                    "tiles must be given, as the context_ids hold an image placeholder, got none"
+                )
             return self.embeddings.context(context_ids)
         if len(columns) != 1 or not bool(is_image[:, columns[0]].all()):
             raise ValueError(

@@ -90,7 +90,7 @@ def list_tensors(source: Path) -> list[StoredTensor]:
         assert expected is not None
         problems.append(f"{name} should be in {source / expected[name]} by the index, but is not")
     if problems:
-        raise DataError(f"the checkpoint {source} is damaged:\n  " + "\n  ".join(problems))
+        raise DataError(f"the checkpoint {source} is damaged, fetch it again:\n  " + "\n  ".join(problems))
     return stored
 
 
@@ -149,7 +149,8 @@ class _Opened:
             kind = header.get_dtype()
             if kind not in _DTYPES:
                 raise DataError(
-                    f"{name} in {self._file} has type {kind}: only {', '.join(_DTYPES)} are known"
+                    f"{name} in {self._file} has type {kind}: only {', '.join(_DTYPES)} are known; export "
+                    "it again as one of them"
                 )
             listed.append(StoredTensor(name, tuple(header.get_shape()), _DTYPES[kind], self._file))
         return listed
@@ -198,11 +199,16 @@ def _files(source: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files of a checkpoint, and which of them holds what if there is an index."""
     if source.is_file():
         if source.suffix not in (".safetensors", ".bin"):
-            raise DataError(f"tensors are read from .safetensors or .bin files, got {source}")
+            raise DataError(
+                f"tensors are read from .safetensors or .bin files, got {source}: choose such a file, or "
+                "their folder"
+            )
         return [source], None
     found = next((source / name for name in _FOLDER_FILES if (source / name).is_file()), None)
     if found is None:
-        raise DataError(f"no checkpoint at {source}: it must have one of {', '.join(_FOLDER_FILES)}")
+        raise DataError(
+            f"no checkpoint at {source}: it must have one of {', '.join(_FOLDER_FILES)}; correct the path"
+        )
     if found.suffix != ".json":
         return [found], None
     weight_map = read_weight_map(found)

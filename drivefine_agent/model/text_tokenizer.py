@@ -49,7 +49,8 @@ class TextTokenizer:
         missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
         if missing:
             raise DataError(
-                f"a text tokenizer must know {', '.join(SPECIAL_TOKENS)}; {source} lacks {', '.join(missing)}"
+                f"a text tokenizer must know {', '.join(SPECIAL_TOKENS)}; {source} lacks "
+                f"{', '.join(missing)}: choose the checkpoint's own"
             )
         self._tokenizer = tokenizer
 
@@ -104,7 +105,7 @@ class TextTokenizer:
         """
         token_id = self._tokenizer.token_to_id(token)
         if token_id is None:
-            raise KeyError(f"token {token!r} is not in the vocabulary")
+            raise KeyError(f"a token must be in the vocabulary, got {token!r}")
         return int(token_id)
 
 
@@ -127,7 +128,10 @@ def check_tokenizer(tokenizer: TextTokenizer, config: DriveFineConfig) -> None:
     if len(tokenizer) > config.base_vocab_size:
         wrong.append(f"it has {len(tokenizer)} tokens, the model {config.base_vocab_size} rows")
     if wrong:
-        raise DataError(f"this tokenizer does not belong to the model: {'; '.join(wrong)}")
+        raise DataError(
+            f"the tokenizer of a checkpoint must belong to its model: {'; '.join(wrong)}; take the "
+            "checkpoint's own"
+        )
 
 
 def number_ids(tokenizer: TextTokenizer) -> list[int]:
@@ -139,7 +143,10 @@ def number_ids(tokenizer: TextTokenizer) -> list[int]:
     encoded = {character: tokenizer.encode(character) for character in NUMBER_TOKENS}
     split = [character for character, ids in encoded.items() if len(ids) != 1]
     if split:
-        raise DataError(f"digits, dot and minus must be single tokens, but {' '.join(split)} are not")
+        raise DataError(
+            f"digits, dot and minus must be single tokens, but {' '.join(split)} are not in this "
+            "tokenizer: take the one of a DriveFine checkpoint"
+        )
     return [ids[0] for ids in encoded.values()]
 
 

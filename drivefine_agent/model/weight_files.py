@@ -56,5 +56,7 @@ def weights_hash(folder: Path) -> str:
                 while block := content.read(2**24):
                     digest.update(block)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot read the weights of the model in {folder}: {error}") from error
+        raise DataError(
+            f"cannot read the weights of the model in {folder}: {error}; fetch it again"
+        ) from error
     return digest.hexdigest()

@@ -212,8 +212,8 @@ class Scene:
     def _local_poses(self, start: int, end: int) -> NDArray[np.float64]:
         if not 0 <= start <= end <= len(self.frames):
             raise ValueError(
-                f"scene {self.scene_metadata.initial_token!r} has {len(self.frames)} frames, "
-                f"frames {start} to {end} were asked for"
+                f"num_trajectory_frames must stay within the {len(self.frames)} frames of scene "
+                f"{self.scene_metadata.initial_token!r}, got frames {start} to {end}"
             )
         poses = np.array([frame.ego_status.ego_pose for frame in self.frames[start:end]], dtype=np.float64)
         origin = self.frames[self.scene_metadata.num_history_frames - 1].ego_status.ego_pose

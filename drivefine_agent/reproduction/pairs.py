@@ -81,7 +81,10 @@ def most_changed(before: pd.DataFrame, after: pd.DataFrame, count: int) -> list[
     gains = change[change > 0].sort_values(ascending=False, kind="stable").head(count)
     losses = change[change < 0].sort_values(kind="stable").head(count)
     if gains.empty and losses.empty:
-        raise DataError("refinement changed no score: there are no pairs to show")
+        raise DataError(
+            "pairs need scenes whose score refinement changed, got none in `before` and `after`: "
+            "train the refiner longer (refiner.num_epochs)"
+        )
     return [*map(str, gains.index), *map(str, losses.index)]
 
 

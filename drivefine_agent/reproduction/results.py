@@ -63,7 +63,10 @@ def read_evaluation(folders: Mapping[Benchmark, Path], is_draft: bool) -> pd.Dat
         kept = [column for column in table.columns if column not in other.columns or column == "token"]
         joined = table[[*kept, "valid"]].merge(other, on="token", suffixes=("_first", ""), validate="1:1")
         if len(joined) != len(table) or len(joined) != len(other):
-            raise DataError(f"results of one row cover other scenes: {[str(f) for f in folders.values()]}")
+            raise DataError(
+                "results of one row must cover the same scenes, got others in "
+                f"{[str(f) for f in folders.values()]}: delete them to evaluate again"
+            )
         joined["valid"] &= joined.pop("valid_first")
         table = joined
     return table
@@ -95,14 +98,16 @@ def difference(
       DataError: no scene is valid in both, or they cover other scenes.
     """
     if {t for table in row for t in table["token"]} != {t for table in base for t in table["token"]}:
-        raise DataError("rows to compare must cover the same scenes: evaluate both on one split")
+        raise DataError("rows to compare must cover the same scenes, got others: evaluate both on one split")
     gain = (seed_means(row, metric) - seed_means(base, metric)).dropna()
     return _interval(gain, log_of)
 
 
 def _interval(values: pd.Series, log_of: Mapping[str, str]) -> Interval:
     if values.empty:
-        raise DataError("no scene is valid for all seeds of the rows to compare")
+        raise DataError(
+            "rows to compare need scenes that are valid for all seeds, got none: see the failures.csv of both"
+        )
     values = values.sort_index()
     logs: NDArray[np.str_] = np.array([log_of[str(token)] for token in values.index])
     return clustered_interval(values.to_numpy(), logs)

@@ -185,7 +185,10 @@ def finish_cache(
     packs = [Pack(path) for path in paths]
     for pack in packs:
         if pack.rules != rules:
-            raise DataError(f"a scene cache of rules '{rules}' holds scenes of '{pack.rules}': {pack.path}")
+            raise DataError(
+                f"a scene cache of rules '{rules}' must hold such scenes, got '{pack.rules}': {pack.path}; "
+                "choose another folder, or build it with overwrite=true"
+            )
     held = {token: pack for pack in packs for token in pack.tokens}
     owner = {token: pack for token, pack in held.items() if token not in failures}
     if [path.name for path in paths] != [PACK_NAME] or len(owner) < len(held):

@@ -244,10 +244,13 @@ def _convert(scene: SceneRef, portion: Portion) -> ScoringScene:
     if RULES_OF_VERSION[cache.version] != portion.rules:
         raise SceneError(
             f"a metric cache of NAVSIM {cache.version} cannot become a scene of '{portion.rules}': "
-            f"{scene.log_path}"
+            f"{scene.log_path}; build a cache of that version"
         )
     if cache.token != scene.token:
-        raise SceneError(f"the metric cache in the folder of '{scene.token}' is that of '{cache.token}'")
+        raise SceneError(
+            f"a metric cache must be of its folder's scene '{scene.token}', got that of '{cache.token}': "
+            f"{scene.log_path}; make it again"
+        )
     if portion.maps_root is None or cache.version == "1.1":
         return scoring_scene_from_metric_cache(cache)
     return scoring_scene_from_metric_cache(cache, load_map(portion.maps_root, cache.map_name))

@@ -310,7 +310,7 @@ class Pack:
     def _known_row(self, token: str) -> int:
         row = self._row(token)
         if row is None:
-            raise KeyError(f"scene '{token}' is not in {self.path}")
+            raise KeyError(f"a token must be one of the cache's, got '{token}': {self.path}")
         return row
 
     def _meta_bytes(self) -> bytes:
@@ -349,24 +349,24 @@ class Pack:
     def _table(self, name: str, dtype: str, length: int, offset: int, crc: int | None) -> NDArray[Any]:
         num_bytes = length * np.dtype(dtype).itemsize
         if not 0 <= offset <= offset + num_bytes <= len(self._buffer):
-            raise ValueError(f"table {name} has {num_bytes} bytes from {offset} on, which the file has not")
+            raise ValueError(f"table {name} must lie in the file, got {num_bytes} bytes from {offset} on")
         data = self._buffer[offset : offset + num_bytes]
         if crc is None and not name.endswith(".blocks"):
-            raise ValueError(f"table {name} has no checksum")
+            raise ValueError(f"table {name} must have a checksum, got none")
         if crc is not None and zlib.crc32(data.data) != crc:
-            raise ValueError("wrong checksum")
+            raise ValueError(f"table {name} must have its own checksum, got a wrong checksum")
         table: NDArray[Any] = np.ndarray((length,), dtype, self._buffer, offset)
         return table
 
     def _check_index(self) -> None:
         if len({len(a) for a in (self._tokens, self._offset, self._size, self._crc, self._fingerprint)}) != 1:
-            raise ValueError("columns of the index have different lengths")
+            raise ValueError("columns of the index must have one length, got several")
         if not (self._tokens[1:] > self._tokens[:-1]).all():
-            raise ValueError("tokens of the index must rise")
+            raise ValueError("tokens of the index must rise, got others")
         b"\n".join(self._tokens.tolist()).decode()  # a UnicodeDecodeError is a ValueError
         offset, size, end = self._offset, self._size, len(self._buffer)
         if not ((0 <= offset) & (offset <= end) & (0 <= size) & (size <= end - offset)).all():
-            raise ValueError("scenes of the index must lie in the file")
+            raise ValueError("scenes of the index must lie in the file, got others")
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
@@ -387,7 +387,9 @@ def _meta(value: Any, path: Path) -> Meta:
     """
     rules = value.get("rules") if isinstance(value, dict) else None
     if not isinstance(rules, str) or rules not in NUM_SAMPLES:
-        raise DataError(f"a scene cache has rules {sorted(NUM_SAMPLES)}, got {str(rules)[:50]!r}: {path}")
+        raise DataError(
+            f"a scene cache has rules {sorted(NUM_SAMPLES)}, got {str(rules)[:50]!r}: {path}; {_REBUILD}"
+        )
     names, tables = value.get("names"), value.get("tables")
     is_good = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not is_good or not isinstance(tables, dict) or tables.keys() != _TABLES.keys():

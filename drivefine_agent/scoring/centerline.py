@@ -45,7 +45,8 @@ class Path:
         poses = np.array(poses, dtype=np.float64)
         if len(poses) < 2:
             raise SceneError(
-                f"a centreline needs at least 2 vertices, got {len(poses)}: check the map's baselines"
+                f"a centreline (of lane baselines) needs at least 2 vertices, got {len(poses)}: check the "
+                "map's baselines"
             )
         poses[:, 2] = np.unwrap(poses[:, 2])
         chords = np.linalg.norm(np.diff(poses[:, :2], axis=0), axis=1)

@@ -69,11 +69,11 @@ def scoring_scene_from_metric_cache(cache: MetricCacheFile, map_: Map | None = N
 
 def _scene_v2(cache: MetricCacheFile, map_: Map | None) -> ScoringSceneV2:
     if cache.current_objects is None or cache.history_us is None or cache.history_states is None:
-        raise SceneError("a metric cache of NAVSIM 2.2 needs detections and ego states up to now")
+        raise SceneError("a metric cache of NAVSIM 2.2 needs detections and ego states up to now, got none")
     if len(cache.history_us) != NUM_HISTORY_STATES:
         raise SceneError(f"{NUM_HISTORY_STATES} past ego states are needed, got {len(cache.history_us)}")
     if not cache.is_synthetic and (cache.human_poses is None or not np.isfinite(cache.human_poses).all()):
-        raise SceneError("a metric cache of a first-stage scene needs the recorded driver's poses")
+        raise SceneError("a metric cache of a first-stage scene needs the recorded driver's poses, got none")
     common = _common_scene(cache)
     pose = cache.ego_state[: StateIndex.VX]
     box = np.array([*ego_center(pose), pose[2]])
@@ -160,7 +160,7 @@ def sampled_tracks(cache: MetricCacheFile) -> SampledTracks:
     """
     current = cache.current_objects.track_tokens if cache.current_objects is not None else ()
     if not set(current) <= set(cache.samples[0].tokens):
-        raise SceneError("the detections of frame 0 must be among the objects of sample 0")
+        raise SceneError("the detections of frame 0 must be among the objects of sample 0, got others")
     order = tuple(dict.fromkeys([*current, *(token for s in cache.samples for token in s.tokens)]))
     column = {token: index for index, token in enumerate(order)}
     row_of = {token: row for row, token in enumerate(cache.unique_objects.track_tokens)}
@@ -178,7 +178,9 @@ def sampled_tracks(cache: MetricCacheFile) -> SampledTracks:
         poses[index, columns] = box_poses(sample.corners)
     for index, objects in enumerate(cache.tracks):
         if set(objects.track_tokens) != set(cache.samples[index].tokens):
-            raise SceneError(f"detections and occupancy map of sample {index} must name the same objects")
+            raise SceneError(
+                f"detections and occupancy map of sample {index} must name the same objects, got others"
+            )
         poses[index, [column[token] for token in objects.track_tokens]] = objects.poses
     first = np.argmax(exists, axis=0)
     poses[first, np.arange(len(order))] = cache.unique_objects.poses[rows]

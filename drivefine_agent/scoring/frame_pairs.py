@@ -61,9 +61,9 @@ def follow_up_weights(endpoint_xy: ArrayLike, start_xy: Sequence[ArrayLike] | Fl
     """
     end, starts = np.asarray(endpoint_xy, dtype=np.float64), np.asarray(start_xy, dtype=np.float64)
     if end.shape != (2,) or starts.ndim != 2 or starts.shape[1] != 2 or len(starts) == 0:
-        raise ValueError(f"expected an end (2,) and starts (n >= 1, 2), got {end.shape} and {starts.shape}")
+        raise ValueError(f"end_xy must be (2,) and starts_xy (n >= 1, 2), got {end.shape} and {starts.shape}")
     if not (np.isfinite(end).all() and np.isfinite(starts).all()):
-        raise ValueError("expected finite positions of the end and the starts")
+        raise ValueError("end_xy and starts_xy must be finite, got others")
     kernel = np.exp(-np.sum((starts - end) ** 2, axis=1) / (2.0 * KERNEL_VARIANCE_M2))
     total = kernel.sum()
     if total <= _ALMOST_ZERO:

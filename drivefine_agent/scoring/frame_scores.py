@@ -65,7 +65,7 @@ class FrameScores:
         """
         unknown = set(human_zeros) - set(HUMAN_FILTERED)
         if unknown:
-            raise ValueError(f"the human-penalty filter acts on {HUMAN_FILTERED}, got {sorted(unknown)}")
+            raise ValueError(f"human_zeros must be among {HUMAN_FILTERED}, got {sorted(unknown)}")
         values = {name: getattr(self, name) for name in self.names()}
         return FrameScores(**{**values, **dict.fromkeys(human_zeros, 1.0)})
 

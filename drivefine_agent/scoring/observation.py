@@ -86,14 +86,15 @@ def frame_tracks(frame: Frame, rear_axle: FloatArray) -> FrameTracks:
     if annotations is None:
         raise SceneError(
             f"frames need annotations to be scored, frame '{frame.token}' has none: private test logs cannot"
-            " be scored"
+            " be scored: choose another split"
         )
     token, count = (
         Counter(annotations.track_tokens).most_common(1)[0] if annotations.track_tokens else ("", 0)
     )
     if count > 1:
         raise SceneError(
-            f"a track may occur once per frame, '{token}' occurs {count} times in frame '{frame.token}'"
+            f"a track may occur once per frame, '{token}' occurs {count} times in frame '{frame.token}'; "
+            "fetch the log again"
         )
     types = np.array([_TYPE_INDEX[name] for name in annotations.names], dtype=np.int64)
     order = np.argsort(types, kind="stable")

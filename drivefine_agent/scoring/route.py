@@ -71,7 +71,10 @@ def load_route(map_: Map, block_ids: Iterable[str]) -> Route:
             "a scene needs a route to be scored, got no roadblock ids: filter with has_route=true"
         )
     if not lanes:
-        raise SceneError(f"a route needs lanes, but its blocks {list(blocks)[:5]} have none: check the map")
+        raise SceneError(
+            f"a route needs lanes, but its blocks {list(blocks)[:5]} have none in {map_.path}: check that "
+            "logs and maps belong together"
+        )
     return Route(blocks, lanes)
 
 
@@ -125,7 +128,7 @@ def _blocks_around(map_: Map, pose: FloatArray) -> list[RoadblockRecord]:
             if nearest is not None:
                 blocks.append(records[nearest[0]])
     if not blocks:
-        raise SceneError(f"a route needs roadblocks, but the map has none: {map_.path}")
+        raise SceneError(f"a route needs roadblocks, but the map has none: {map_.path}; fetch it again")
     return blocks
 
 

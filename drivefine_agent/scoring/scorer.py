@@ -139,7 +139,9 @@ def score_states_v1(
         progress = progress_within_batch(raw.progress_m, raw.multiplier)
     elif normalise == "reference":
         if reference_progress_m is None or reference_multiplier is None:
-            raise ValueError("normalise='reference' needs reference_progress_m and reference_multiplier")
+            raise ValueError(
+                "normalise='reference' needs reference_progress_m and reference_multiplier, got one or none"
+            )
         progress = progress_against_reference(
             raw.progress_m, raw.multiplier, reference_progress_m, reference_multiplier
         )

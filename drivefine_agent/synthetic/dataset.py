@@ -98,13 +98,17 @@ class WorldConfig:
             )
         unknown = [name for name in self.cameras if name not in CAMERA_NAMES]
         if unknown:
-            raise DataError(f"unknown cameras {unknown}: known are {list(CAMERA_NAMES)}")
+            raise DataError(f"cameras must be among {list(CAMERA_NAMES)}, got {unknown}: choose some of them")
         if self.images not in ("samples", "all", "none"):
-            raise DataError(f"images must be samples, all or none, got {self.images!r}")
-        if min(self.num_train_logs, self.num_val_logs, self.num_test_logs) < 0:
-            raise DataError("numbers of logs must not be negative")
-        if min(self.train_frame_interval, self.val_frame_interval, self.test_frame_interval) < 1:
-            raise DataError("frame intervals must be at least 1")
+            raise DataError(f"images must be samples, all or none, got {self.images!r}: choose one of them")
+        for name in ("num_train_logs", "num_val_logs", "num_test_logs"):
+            if getattr(self, name) < 0:
+                raise DataError(
+                    f"{name} must not be negative, got {getattr(self, name)}: set it to 0 or more"
+                )
+        for name in ("train_frame_interval", "val_frame_interval", "test_frame_interval"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}: set it to 1 or more")
         if self.num_two_stage_groups < 0 or self.followups_per_group < 1:
             raise DataError(
                 "num_two_stage_groups must not be negative and followups_per_group must be at least 1, got "

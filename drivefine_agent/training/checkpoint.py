@@ -145,4 +145,4 @@ def _load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str,
                     for moment, value in moments.items()
                 }
     if by_parameter:
-        raise ValueError(f"the optimizer has no parameters named {sorted(by_parameter)[:5]}")
+        raise ValueError(f"saved names must be those of optimizer, got others: {sorted(by_parameter)[:5]}")

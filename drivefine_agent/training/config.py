@@ -282,7 +282,8 @@ class TrainSFTConfig:
         """Checks what goes together."""
         if self.generator.num_epochs == 0 and self.model.init_from is None:
             raise ValueError(
-                "generator.num_epochs=0 needs model.init_from: a refiner cannot learn from random weights"
+                "generator.num_epochs=0 needs model.init_from, got none: a refiner cannot learn from "
+                "random weights"
             )
         if self.model.decoder not in (None, "masked") and any(
             source.kind == "recogdrive_qa" for source in self.data.sources

@@ -99,7 +99,7 @@ def preset_config(choice: ModelChoice) -> DriveFineConfig:
 
     presets = {"tiny": DriveFineConfig.tiny, "debug": DriveFineConfig.debug}
     if choice.preset not in presets:
-        raise ValueError(f"only {sorted(presets)} start from random weights, got {choice.preset!r}")
+        raise ValueError(f"model.preset must be one of {sorted(presets)}, got {choice.preset!r}")
     preset = presets[choice.preset]
     unknown = sorted(set(choice.overrides) - set(preset().to_dict()))
     if unknown:

@@ -93,7 +93,9 @@ def perception_loss(model: DriveFineModel, batch: Batch) -> Tensor:
       ValueError: the batch has no grids, or the model no head for them.
     """
     if batch.perception is None:
-        raise ValueError("these scenes have no bird's-eye grids: the model's configuration has none either")
+        raise ValueError(
+            "batch.perception must hold bird's-eye grids, got none: the model's configuration has none either"
+        )
     logits = model.perception_logits(visual_of(model, batch))
     return F.binary_cross_entropy_with_logits(logits, batch.perception)
 

@@ -104,7 +104,7 @@ def build_optimizer(
     checkpoints.
     """
     if not parameters:
-        raise ValueError("nothing to train: no parameter was given")
+        raise ValueError("parameters must be given to be trained, got none")
     factor = {"language": 1.0, "vision": config.vision_factor, "action": config.action_factor}
     groups: dict[tuple[bool, str, bool], list[str]] = {}
     for name, parameter in parameters.items():
@@ -215,9 +215,7 @@ class WeightAverage:
         """Takes over what `state` gave; the names must match exactly."""
         if averages.keys() != self.averages.keys():
             differing = sorted(averages.keys() ^ self.averages.keys())
-            raise ValueError(
-                f"the saved weight average holds other parameters than the model: {differing[:5]}"
-            )
+            raise ValueError(f"averages must hold the parameters of the model, got others: {differing[:5]}")
         self.num_updates = num_updates
         for name, value in averages.items():
             self.averages[name].copy_(value)

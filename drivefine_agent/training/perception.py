@@ -53,7 +53,8 @@ def birdseye_grid(window: SceneWindow, map_: Map, rows: int, cols: int) -> NDArr
     frame = window.current
     if frame.annotations is None:
         raise DataError(
-            f"perception targets need annotations, scene {window.token} has none: {window.log_path}"
+            f"perception targets need annotations, scene {window.token} has none: {window.log_path}; set "
+            "perception.num_epochs=0, or choose logs with annotations"
         )
     centers = cell_centers(rows, cols).reshape(-1, 2)
     poses = np.concatenate([centers, np.zeros((len(centers), 1))], axis=1)

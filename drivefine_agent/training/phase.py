@@ -121,7 +121,10 @@ class Phase:
         try:
             grad_norm = optimizer_step(loss, self.optimizer, self.average, self.config.max_grad_norm)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{self.name}, step {self.step}: {error}") from error
+            raise FloatingPointError(
+                f"{self.name}, step {self.step}: {error}; lower its optimizer.learning_rate and start the "
+                "same command again, which goes on from the last checkpoint"
+            ) from error
         self.step += 1
         return {"loss": loss.item(), "grad_norm": grad_norm, "lr": self.config.learning_rate * factor}
 

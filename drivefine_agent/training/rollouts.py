@@ -149,7 +149,9 @@ def read_part(path: Path) -> Rollouts:
             f"{path} is no part of scored rollouts ({error}): delete it to make it again"
         ) from error
     if actions.shape[1:] != (ANSWER_LENGTH,):
-        raise DataError(f"a candidate has {ANSWER_LENGTH} action ids, got {actions.shape[1:]} in {path}")
+        raise DataError(
+            f"a candidate has {ANSWER_LENGTH} action ids, got {actions.shape[1:]} in {path}; make them again"
+        )
     return Rollouts(
         table["token"].to_numpy(dtype=np.str_),
         table["kind"].to_numpy(dtype=np.str_),
