@@ -111,13 +111,11 @@ def parse_poses(values: Any) -> FloatArray:
       ValueError: if they are not 24 finite numbers; the message says what they are instead.
     """
     if values is None:
-        raise ValueError(f"values must be the {ANSWER_LENGTH} numbers of poses, got null")
+        raise ValueError(f"poses must be {ANSWER_LENGTH} numbers, got null")
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"values must be the {ANSWER_LENGTH} numbers of poses, got something else ({error})"
-        ) from error
+        raise ValueError(f"poses must be {ANSWER_LENGTH} numbers, got something else ({error})") from error
     if array.shape not in ((ANSWER_LENGTH,), (NUM_POSES, NUM_POSE_FIELDS)):
         shape = f"{len(array)} numbers" if array.ndim == 1 else f"shape {array.shape}"
         raise ValueError(

@@ -187,7 +187,7 @@ def finish_cache(
         if pack.rules != rules:
             raise DataError(
                 f"a scene cache of rules '{rules}' must hold such scenes, got '{pack.rules}': {pack.path}; "
-                "choose another folder, or build it with overwrite=true"
+                "choose another folder, or build it with force_feature_computation=true"
             )
     held = {token: pack for pack in packs for token in pack.tokens}
     owner = {token: pack for token, pack in held.items() if token not in failures}

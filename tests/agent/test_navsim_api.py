@@ -155,5 +155,5 @@ def test_scene_gives_local_poses() -> None:
     assert isinstance(agent_input, AgentInput)
     np.testing.assert_allclose(agent_input.ego_statuses[0].ego_pose, [-6, 0, 0], atol=1e-12)
     assert not agent_input.ego_statuses[0].in_global_frame
-    with pytest.raises(ValueError, match="'3' has 12 frames"):
+    with pytest.raises(ValueError, match="the 12 frames of scene '3', got frames 4 to 13"):
         scene.get_future_trajectory(9)

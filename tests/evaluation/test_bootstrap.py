@@ -122,5 +122,5 @@ def test_the_level_is_a_fraction(level: float) -> None:
 
 
 def test_at_least_one_resample() -> None:
-    with pytest.raises(ValueError, match="at least one resample, got 0"):
+    with pytest.raises(ValueError, match="num_resamples must be at least 1, got 0"):
         bootstrap_means([1.0], num_resamples=0)

@@ -49,7 +49,7 @@ def test_different_scenes_are_refused_with_an_example() -> None:
 
 
 def test_no_common_valid_scene_is_an_error() -> None:
-    with pytest.raises(DataError, match="valid for both agents, got none"):
+    with pytest.raises(DataError, match="valid in both tables, got none"):
         compare({"x": table({"a": None, "b": 0.5}), "y": table({"a": 0.5, "b": None})}, base="x")
 
 

@@ -421,7 +421,7 @@ def test_a_report_of_a_folder_without_results_says_so(navsim_mini: Path, tmp_pat
         f"dataset_root={navsim_mini}",
     )
     assert done.returncode != 0
-    assert "is no output folder of tools/evaluate.py" in done.stderr
+    assert "must be an output folder of tools/evaluate.py" in done.stderr
     assert "Traceback" not in done.stderr
 
 

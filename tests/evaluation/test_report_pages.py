@@ -190,7 +190,7 @@ def test_drafts_of_a_privileged_run_are_privileged_too(scenes: SplitScenes, runs
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no output folder of tools/evaluate\.py"):
+    with pytest.raises(DataError, match=r"must be an output folder of tools/evaluate\.py"):
         read_run("x", tmp_path)
 
 

@@ -202,7 +202,7 @@ def test_what_does_not_fit_the_split_is_no_submission(tmp_path: Path) -> None:
     two = WantedTokens("two", ("a",), ("b",))
     with pytest.raises(DataError, match=r"number 1 lacks 1 \['b'\] and has 1 others \['c'\]"):
         arrange(INFO, [{"a": poses, "c": poses}], two)
-    with pytest.raises(DataError, match="one set of predictions, got 2"):
+    with pytest.raises(DataError, match="needs one file, got 2"):
         arrange(INFO, [{"a": poses, "b": poses}] * 2, two)
     submission = arrange(INFO, [{"b": poses, "a": poses}], two)
     assert (list(submission.first_stage), list(submission.second_stage)) == (["a"], ["b"])
@@ -274,7 +274,7 @@ def test_a_file_with_problems_is_scored_only_on_demand(
     path = tmp_path / "mine.pkl"
     path.write_bytes(one_stage.read_bytes())
     options = [*data(navsim_mini, "synth_one_stage"), f"output_dir={tmp_path}", "progress=false"]
-    with pytest.raises(DataError, match="only with score_anyway=true"):
+    with pytest.raises(DataError, match="or set score_anyway=true"):
         call("score_submission", "score", f"submission={path}", *options)
     (csv,) = call("score_submission", "score", f"submission={path}", *options, "score_anyway=true")
     assert len(read_csv(csv)) == 24

@@ -32,6 +32,10 @@ KERNELS = tuple(
 """Modules that numba compiles, whose byte code must stay as it is."""
 
 
+HANG_S = 180.0
+"""After which one run of a reader, or the start of its process, counts as hanging."""
+
+
 def fuzz(name: str, seconds: float, folder: Path) -> None:
     """One reader in this process; libFuzzer ends it. Runs and findings are written into `folder`."""
     import atheris
@@ -80,7 +84,7 @@ def fuzz(name: str, seconds: float, folder: Path) -> None:
         "max_total_time": int(seconds),
         "max_len": 2 * largest + 1024,
         "rss_limit_mb": 0,  # Bench sets its own limit
-        "timeout": 120,
+        "timeout": 0,  # its alarm; the parent waits no longer than HANG_S
         "artifact_prefix": f"{folder}/",
         "verbosity": 0,
         "print_final_stats": 0,
@@ -98,11 +102,17 @@ def run(name: str, seconds: float, folder: Path) -> int:
         log = folder / "log.txt"
         command = [sys.executable, __file__, name, "--child", f"--seconds={left:.0f}", f"--output={folder}"]
         with log.open("ab") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-        if code == 0:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            try:
+                text = f"exit code {process.wait(left + HANG_S)}"
+            except subprocess.TimeoutExpired:
+                process.kill()
+                text = f"hangs for {HANG_S:.0f} s"
+                process.wait()
+        if process.returncode == 0:
             break
-        inputs = sorted(folder.glob("crash-*")) + sorted(folder.glob("timeout-*"))
-        death = {"input": str(inputs[-1:]), "reader": name, "kind": "died", "text": f"exit code {code}"}
+        inputs = sorted(folder.glob("crash-*"))
+        death = {"input": str(inputs[-1:]), "reader": name, "kind": "died", "text": text}
         with (folder / "findings.jsonl").open("a", encoding="utf-8") as findings:
             findings.write(json.dumps(death | {"log": str(log)}) + "\n")
         if not inputs:

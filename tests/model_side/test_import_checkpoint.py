@@ -189,7 +189,7 @@ def test_everything_that_is_wrong_is_named_and_nothing_is_written(
         import_checkpoint(arguments(folder, "out"))
     message = str(refused.value)
     file = folder / "model.safetensors"
-    assert "(8 problems)" in message
+    assert "got 8 problems" in message
     for line in (
         f"rope_theta is 10000.0 in {folder / 'config.json'}, our model needs 500000.0",
         f"n_heads is 8 in {folder / 'config.json'}, our model needs 4",
@@ -395,7 +395,7 @@ def test_a_checkpoint_with_a_gap_is_not_filled_at_random(twin: tuple[Path, dict[
     tensors = load_file(file)
     del tensors["backbone.norm.weight"]
     save_file(tensors | {"surplus": torch.zeros(1)}, file, metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"missing tensors: backbone\.norm\.weight"):
+    with pytest.raises(DataError, match=r"got missing ones in .*: backbone\.norm\.weight"):
         DriveFineModel.from_pretrained(file.parent)
 
 

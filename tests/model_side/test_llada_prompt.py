@@ -125,7 +125,7 @@ def test_a_users_tokenizer_file_is_read_offline_and_checked(tmp_path: Path) -> N
     check_tokenizer(TextTokenizer.tiny(), DriveFineConfig.tiny())
     assert number_ids(tokenizer) == [15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 13, 12]  # ord(c) - 33
     moved = make_tokenizer(LLADA_IDS | {"<|eot_id|>": 126340}, {})
-    with pytest.raises(DataError, match=r"does not belong to the model: <\|eot_id\|> is 126340, not 126348"):
+    with pytest.raises(DataError, match=r"must belong to its model: <\|eot_id\|> is 126340, not 126348"):
         check_tokenizer(moved, DriveFineConfig.llada_8b())
     with pytest.raises(DataError, match=r"lacks <\|endoftext\|>, <\|mdm_mask\|>"):
         make_tokenizer({"<|startoftext|>": 126080}, {})

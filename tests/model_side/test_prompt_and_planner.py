@@ -164,7 +164,7 @@ def test_text_tokenizer_files(tmp_path: Path) -> None:
     assert TextTokenizer.from_file(tmp_path).encode("predict") == TOKENIZER.encode("predict")
     with pytest.raises(DataError, match="no text tokenizer at"):
         TextTokenizer.from_file(tmp_path / "nothing.json")
-    with pytest.raises(KeyError, match="'<x>' is not in the vocabulary"):
+    with pytest.raises(KeyError, match="must be in the vocabulary, got '<x>'"):
         TOKENIZER.id_of("<x>")
     trained = train_text_tokenizer(["abc abc abc"], vocab_size=300, whole_tokens=["[X]"])
     assert trained.encode("[X]") == [6]
@@ -247,7 +247,7 @@ def test_planner_round_trip_through_files(planner: Planner, tmp_path: Path) -> N
 
 
 def test_planner_refuses_nothing_and_mismatched_tokenizers(planner: Planner) -> None:
-    with pytest.raises(ValueError, match="at least one observation"):
+    with pytest.raises(ValueError, match="observations must be at least one"):
         planner.plan([])
     with pytest.raises(ValueError, match="only 300 rows: they do not belong together"):
         Planner(DriveFineModel(DriveFineConfig.debug()), TOKENIZER)

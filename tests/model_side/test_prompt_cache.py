@@ -232,7 +232,7 @@ def test_wrong_inputs_are_refused() -> None:
     tiles, context_ids, instruction_ids, actions = make_inputs(model)
     with pytest.raises(ValueError, match=r"expected tiles \(B, \(2, 28, 28, 3\)\)"):
         model(tiles[:, :1], context_ids, instruction_ids, actions)
-    with pytest.raises(ValueError, match="placeholder, but no image"):
+    with pytest.raises(ValueError, match="hold an image placeholder, got none"):
         model(None, context_ids, instruction_ids, actions)
     two_columns = context_ids.clone()
     two_columns[0, 5] = -200

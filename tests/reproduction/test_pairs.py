@@ -31,7 +31,7 @@ def test_the_largest_gains_come_first_then_the_largest_losses() -> None:
     assert most_changed(before, after, 2) == ["b", "e", "d", "a"]
     failed = after.assign(valid=[True, False, True, True, True, True])  # e
     assert most_changed(before, failed, 3) == ["b", "f", "d", "a"]
-    with pytest.raises(DataError, match="changed no score"):
+    with pytest.raises(DataError, match="refinement changed, got none"):
         most_changed(before, before, 2)
 
 

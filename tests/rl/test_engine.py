@@ -176,9 +176,9 @@ def test_groups_are_checked() -> None:
         Engine.create(policy, two, {"a": adamw, "b": adamw}, config)
     with pytest.raises(ValueError, match="needs its optimizer"):
         Engine.create(policy, one, {"b": adamw}, config)
-    with pytest.raises(ValueError, match="no parameters"):
+    with pytest.raises(ValueError, match="must have parameters, got none in 'a'"):
         Engine.create(policy, {"a": {}}, {"a": adamw}, config)
-    with pytest.raises(ValueError, match="no parameter of the policy"):
+    with pytest.raises(ValueError, match="must name parameters of policy"):
         Engine.create(policy, {"a": {"x": torch.nn.Parameter(torch.zeros(1))}}, {"a": adamw}, config)
     with pytest.raises(ValueError, match="muon_learning_rate must be 0"):
         Engine.create(policy, one, {"a": OptimizerConfig(muon_learning_rate=0.1)}, config)

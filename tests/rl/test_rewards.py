@@ -88,7 +88,7 @@ def test_weights_change_the_mean_of_the_sub_scores() -> None:
     [
         ({"progress_weight": -1.0}, "must not be negative"),
         ({"progress_weight": 0.0, "time_to_collision_weight": 0.0, "comfort_weight": 0.0}, "nor all zero"),
-        ({"comfort_weight": float("nan")}, "reward weights"),
+        ({"comfort_weight": float("nan")}, "reward.weights"),
         ({"num_workers": -1}, "num_workers"),
         ({"timeout_s": 0.0}, "must be positive"),
         ({"max_failures_in_a_row": 0}, "at least 1"),

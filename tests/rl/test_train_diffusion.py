@@ -144,7 +144,7 @@ def test_each_script_refuses_the_other_ones_models(
     settings: dict[str, Any], start: Path, tmp_path: Path
 ) -> None:
     shared = {k: v for k, v in settings.items() if k not in ("rollout", "head_optimizer")}
-    with pytest.raises(DataError, match=r"diffusion heads are for rl/train_diffusion\.py"):
+    with pytest.raises(DataError, match=r"start rl/train_diffusion\.py for diffusion heads"):
         train_grpo.train(from_mapping(TrainGRPOConfig, shared))
     with pytest.raises(DataError, match="this script trains diffusion_head"):
         train_diffusion.train(from_mapping(TrainDiffusionConfig, settings | {"checkpoint_path": str(start)}))

@@ -88,7 +88,7 @@ def test_scenes_of_navsim_2_come_out_as_they_went_in(
         assert_equal(cache[scene.token], scene)
     with pytest.raises(DataError, match="rules 'navsim_v2', but 'navsim_v1' are needed"):
         SceneCache(tmp_path)
-    with pytest.raises(DataError, match="holds scenes of 'navsim_v2'"):
+    with pytest.raises(DataError, match="must hold such scenes, got 'navsim_v2'"):
         finish_cache(tmp_path, {})
     mixed = SceneCacheWriter(tmp_path / "mixed")
     mixed.add(built[0])

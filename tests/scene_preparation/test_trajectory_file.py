@@ -118,7 +118,7 @@ def test_result_file_has_the_columns_of_the_contract(scene: ScoringScene, tmp_pa
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no file of trajectories at .*none.parquet"):
+    with pytest.raises(DataError, match=r"got no file .*none.parquet"):
         TrajectoryFile(tmp_path / "none.parquet")
     text = tmp_path / "text.parquet"
     text.write_text("token,poses")

@@ -104,7 +104,7 @@ def test_perception_loss_is_the_mean_cross_entropy_and_reaches_what_sees(
 
 
 def test_perception_without_grids_is_an_error(planner: Planner, scenes: Demonstrations) -> None:
-    with pytest.raises(ValueError, match="no bird's-eye grids"):
+    with pytest.raises(ValueError, match="must hold bird's-eye grids"):
         perception_loss(planner.model, scenes.batch(range(3))._replace(perception=None))
 
 

@@ -77,7 +77,7 @@ def test_muon_steps_along_the_orthogonalised_gradient() -> None:
 
 
 def test_nothing_to_train_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="parameters must be given"):
         build_optimizer({}, lambda name: "language", OptimizerConfig())
 
 
