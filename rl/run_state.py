@@ -151,10 +151,14 @@ def find_run_state(folder: Path, engine: Engine, configuration: Mapping[str, Any
 
 
 def resume_run_state(folder: Path, engine: Engine, configuration: Mapping[str, Any]) -> Resumed | None:
-    """Finds the newest checkpoint and gives its weights and moments to the engine; see `find_run_state`."""
+    """Finds the newest checkpoint and gives its weights and moments to the engine; see `find_run_state`.
+
+    Older ones are removed: a run leaves one that is killed between writing one and removing the one before.
+    """
     found = find_run_state(folder, engine, configuration)
     if found is not None:
         engine.load_state(found.folder)
+        engine.raise_together(_remove_others(found.folder) if engine.is_main else None)
     return found
 
 
@@ -251,11 +255,21 @@ def _publish(part: Path, target: Path) -> DataError | None:
     """Flushes a finished checkpoint to the disk, gives it its name, removes those before it."""
     try:
         publish(part, target)
-        for old in run_states(target.parent):
-            if old != target:
-                shutil.rmtree(old)
     except OSError as error:
         return DataError(f"cannot write checkpoint {target}: {error}")
+    return _remove_others(target)
+
+
+def _remove_others(newest: Path) -> DataError | None:
+    """Removes all complete checkpoints but the newest."""
+    for checkpoint in run_states(newest.parent):
+        if checkpoint != newest:
+            try:
+                shutil.rmtree(checkpoint)
+            except OSError as error:
+                return DataError(
+                    f"only the newest checkpoint is kept, got {error} for {checkpoint}: delete it"
+                )
     return None
 
 

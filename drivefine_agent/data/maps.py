@@ -351,7 +351,8 @@ def _projected_crs(connection: sqlite3.Connection, path: Path) -> pyproj.CRS:
     name = values.get("projectedCoordSystem")
     if not isinstance(name, str):
         raise DataError(
-            f"the layer 'meta' needs the key 'projectedCoordSystem', got {sorted(values)} in {path}; {_AGAIN}"
+            f"the layer 'meta' needs the key 'projectedCoordSystem', got {sorted(map(repr, values))[:20]} in "
+            f"{path}; {_AGAIN}"
         )
     try:
         return pyproj.CRS(name)

@@ -67,9 +67,14 @@ def save_checkpoint(
         (part / "state.json").write_text(json.dumps(record, indent=2) + "\n")
         if card is not None:
             write_card(part, card)
+    remove_older(folder, keep)
+    return target
+
+
+def remove_older(folder: Path, keep: int = 1) -> None:
+    """Removes all checkpoints but the newest `keep`, such as one that a killed run did not come to remove."""
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from drivefine_agent.training.checkpoint import (
     load_checkpoint,
     load_state,
     load_weights,
+    remove_older,
     save_checkpoint,
 )
 from drivefine_agent.training.optimization import (
@@ -95,6 +96,7 @@ class Phase:
         newest = checkpoints(folder)[-1:]
         if not newest:
             return phase
+        remove_older(folder)
         state = load_state(newest[0])
         phase.is_done = PHASES.index(state["phase"]) > PHASES.index(name) or (
             state["phase"] == name and state["is_finished"]

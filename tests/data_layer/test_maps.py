@@ -186,6 +186,13 @@ def test_a_missing_layer_is_named(copied_maps, layer):
     assert str(copied_maps) in str(error.value)
 
 
+def test_keys_of_several_types_are_listed_where_the_one_that_counts_is_missing(copied_maps):
+    """A key that is bytes, beside texts, as a damaged file may hold."""
+    edit(gpkg(copied_maps), """UPDATE meta SET "key" = x'ff00' WHERE "key" = 'projectedCoordSystem'""")
+    with pytest.raises(DataError, match=r"the key 'projectedCoordSystem', got .*b'.xff.x00'.*map\.gpkg"):
+        load_map(copied_maps, CITY)
+
+
 def test_a_missing_column_is_named(copied_maps):
     edit(gpkg(copied_maps), "ALTER TABLE lane_connectors RENAME COLUMN exit_lane_fid TO from_lane_fid")
     with pytest.raises(DataError, match="column 'exit_lane_fid'"):

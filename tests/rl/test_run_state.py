@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -83,6 +84,19 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     unbroken = worker.run(Job("single", steps=5))
     assert len(resumed["losses"]) == 2
     assert resumed["sha256"] == unbroken["sha256"]
+
+
+def test_a_run_killed_before_it_removed_the_last_checkpoint_removes_it_when_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    newest = _saved(tmp_path)
+    shutil.copytree(newest, tmp_path / "0000001")
+    assert len(run_states(tmp_path)) == 2
+    engine = make_engine(make_planner(), Job("single"))
+    resumed = resume_run_state(tmp_path, engine, provenance(Job("single")).configuration)
+    assert resumed is not None
+    assert resumed.folder == newest
+    assert [path.name for path in tmp_path.iterdir()] == ["0000002"]
 
 
 @pytest.mark.slow

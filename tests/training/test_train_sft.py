@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,9 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             script.train(broken)
     assert not (tmp_path / "broken" / "model").exists()
+    # A run that is killed before it has removed the checkpoint before the last leaves it behind.
+    (newest,) = (tmp_path / "broken" / "checkpoints").iterdir()
+    shutil.copytree(newest, newest.with_name("1_generator_0000001"))
     script.train(broken)
     assert _weights(broken.output_dir) == _weights(debug_config.output_dir)
     assert _checkpoints(broken.output_dir) == _checkpoints(debug_config.output_dir)
