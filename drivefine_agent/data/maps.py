@@ -351,8 +351,8 @@ def _projected_crs(connection: sqlite3.Connection, path: Path) -> pyproj.CRS:
     name = values.get("projectedCoordSystem")
     if not isinstance(name, str):
         raise DataError(
-            f"the layer 'meta' needs the key 'projectedCoordSystem', got {sorted(map(repr, values))[:20]} in "
-            f"{path}; {_AGAIN}"
+            f"the layer 'meta' needs the key 'projectedCoordSystem', got {', '.join(sorted(map(repr, values))[:20])} "
+            f"in {path}; {_AGAIN}"
         )
     try:
         return pyproj.CRS(name)
