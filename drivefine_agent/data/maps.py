@@ -350,9 +350,9 @@ def _projected_crs(connection: sqlite3.Connection, path: Path) -> pyproj.CRS:
     values = dict(connection.execute('SELECT "key", "value" FROM "meta"').fetchall())
     name = values.get("projectedCoordSystem")
     if not isinstance(name, str):
+        keys = ", ".join(sorted(map(repr, values))[:20])
         raise DataError(
-            f"the layer 'meta' needs the key 'projectedCoordSystem', got {', '.join(sorted(map(repr, values))[:20])} "
-            f"in {path}; {_AGAIN}"
+            f"the layer 'meta' needs the key 'projectedCoordSystem', got {keys} in {path}; {_AGAIN}"
         )
     try:
         return pyproj.CRS(name)
