@@ -25,6 +25,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.errors import DataError, DriveFineError
 from drivefine_agent.model.config import DriveFineConfig
 from drivefine_agent.model.conversion import ImportPlan, plan_import, write_import
@@ -133,7 +134,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     dtype = DTYPES[arguments.dtype]
     num_bytes = sum(torch.Size(shape).numel() for shape in plan.shapes.values()) * dtype.itemsize
-    with tqdm(total=num_bytes, desc="Import", unit="B", unit_scale=True) as bar:
+    with (
+        FolderLock(arguments.output),
+        tqdm(total=num_bytes, desc="Import", unit="B", unit_scale=True) as bar,
+    ):
         is_new = write_import(
             plan,
             arguments.output,

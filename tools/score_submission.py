@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.data.submission import Submission, read_submission
 from drivefine_agent.errors import DataError, DriveFineError
@@ -38,7 +39,7 @@ from drivefine_agent.evaluation.submission_score import (
 
 
 def score(config: DictConfig) -> list[Path]:
-    """Check, score, write. Returns the CSVs, one per seed."""
+    """Check, score, write; returns the CSVs, one per seed."""
     keys = DatasetKeys(
         train_test_split=str(config.train_test_split),
         dataset_root=config.dataset_root,
@@ -57,7 +58,12 @@ def score(config: DictConfig) -> list[Path]:
             f"a submission must have none of the problems above, got some: {path}; mend it, or set "
             "score_anyway=true"
         )
-    submission = read_submission(path)
+    with FolderLock(folder):
+        return score_into(folder, config, keys, read_submission(path))
+
+
+def score_into(folder: Path, config: DictConfig, keys: DatasetKeys, submission: Submission) -> list[Path]:
+    """Score, write."""
     if submission.is_two_stage:
         return [_score_two_stage(config, keys, submission)]
     cache = None if config.metric_cache_path is None else Path(config.metric_cache_path)
