@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from drivefine_agent.data.atomic import publish
+from drivefine_agent.data.atomic import publish, remove_folder, remove_leftovers
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.weight_files import weights_hash
@@ -261,11 +261,12 @@ def _publish(part: Path, target: Path) -> DataError | None:
 
 
 def _remove_others(newest: Path) -> DataError | None:
-    """Removes all complete checkpoints but the newest."""
+    """Removes all complete checkpoints but the newest, and what a killed run did not come to remove."""
+    remove_leftovers(newest.parent)
     for checkpoint in run_states(newest.parent):
         if checkpoint != newest:
             try:
-                shutil.rmtree(checkpoint)
+                remove_folder(checkpoint)
             except OSError as error:
                 return DataError(
                     f"only the newest checkpoint is kept, got {error} for {checkpoint}: delete it"

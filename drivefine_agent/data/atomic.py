@@ -133,6 +133,17 @@ def publish(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no reader ever sees half of it; `remove_leftovers` ends what a kill cuts short.
+
+    Raises:
+      OSError: it cannot be renamed or removed.
+    """
+    temporary = _temporary(path)
+    os.replace(path, temporary)
+    shutil.rmtree(temporary)
+
+
 def restore(final: Path) -> None:
     """Put back the folder that a killed `publish` had moved aside, or remove it if it is replaced."""
     old = _old(final)

@@ -14,7 +14,6 @@ need no entry: every draw of training comes from a generator seeded by (seed, pu
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from drivefine_agent.data.atomic import atomic_folder
+from drivefine_agent.data.atomic import atomic_folder, remove_folder, remove_leftovers
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.provenance import write_card
@@ -72,9 +71,10 @@ def save_checkpoint(
 
 
 def remove_older(folder: Path, keep: int = 1) -> None:
-    """Removes all checkpoints but the newest `keep`, such as one that a killed run did not come to remove."""
+    """Removes all checkpoints but the newest `keep`, and what a killed run did not come to remove."""
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
+    remove_leftovers(folder)
 
 
 def checkpoints(folder: Path) -> list[Path]:

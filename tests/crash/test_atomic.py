@@ -15,6 +15,7 @@ from drivefine_agent.data.atomic import (
     atomic_file,
     atomic_folder,
     atomic_path,
+    remove_folder,
     remove_leftovers,
     restore,
     write_bytes,
@@ -69,6 +70,34 @@ def test_a_killed_writer_leaves_a_whole_version_and_the_next_one_cleans_up(kind:
         assert len(set(content)) == 1
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+REMOVER = """
+import os, shutil, signal, sys
+from pathlib import Path
+from drivefine_agent.data import atomic
+def half(folder):
+    (folder / "a").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+shutil.rmtree = half
+atomic.remove_folder(Path(sys.argv[1]))
+"""
+
+
+def test_a_folder_whose_removal_is_killed_is_not_there_by_half(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).touch()
+    done = subprocess.run([sys.executable, "-c", REMOVER, str(folder)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    (left,) = tmp_path.iterdir()
+    assert [path.name for path in left.iterdir()] == ["b"]
+    assert remove_leftovers(tmp_path) == [left]
+    remove_folder(tmp_path)
+    assert not tmp_path.exists()
+    tmp_path.mkdir()
 
 
 def test_the_next_writer_of_the_name_removes_what_a_dead_one_left(tmp_path: Path) -> None:
