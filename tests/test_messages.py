@@ -34,6 +34,7 @@ WRAPPED = {
     "drivefine_agent/data/metric_cache_pickle.py": "read_metric_cache",
     "drivefine_agent/data/nuplan_records.py": "_of_nuplan",
     "drivefine_agent/data/parquet.py": "read_parquet",
+    "drivefine_agent/data/parquet_footer.py": "read_parquet",
     "drivefine_agent/data/pickle_scan.py": "load_pickle_bytes",
     "drivefine_agent/data/safe_pickle.py": "load_pickle_bytes",
     "drivefine_agent/data/wkb.py": "check_wkb",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drivefine_agent.data.parquet_footer import largest_value_count
 from drivefine_agent.errors import DataError
 
 _VALUES_PER_BYTE = 100  # equal values in a row take next to no room; scores and poses take bytes each
@@ -26,7 +28,7 @@ def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pa.T
     path = Path(path)
     try:
         with pq.ParquetFile(path) as file:
-            _check_counts(file.metadata, path.stat().st_size)
+            _check_counts(file.metadata, path)
             names = file.schema_arrow.names
             missing = [name for name in columns or () if names.count(name) != 1]
             if missing:
@@ -55,16 +57,16 @@ def read_frame(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
         raise DataError(f"not a readable Parquet file ({error!s:.200}): {path}; write it again") from error
 
 
-def _check_counts(metadata: pq.FileMetaData, size: int) -> None:
-    """Of rows, and of the decompressed bytes.
-
-    Not of single columns: pyarrow ends the process, without an exception, when `RowGroupMetaData.column`
-    meets statistics that do not fit.
-    """
+def _check_counts(metadata: pq.FileMetaData, path: Path) -> None:
+    """Of rows, of every column, and of the decompressed bytes."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size - 8 - metadata.serialized_size)
+        footer = file.read(metadata.serialized_size)
     most = _ALWAYS_ALLOWED_VALUES + _VALUES_PER_BYTE * size
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    counts = [metadata.num_rows]
+    counts = [metadata.num_rows, largest_value_count(footer)]
     counts += [count for group in groups for count in (group.num_rows, group.total_byte_size)]
     if not all(0 <= count <= most for count in counts):
         wrong = next(count for count in counts if not 0 <= count <= most)
-        raise DataError(f"a Parquet file of {size} bytes may hold {most} rows or bytes, got {wrong}")
+        raise DataError(f"a Parquet file of {size} bytes may hold {most} values, got {wrong}")

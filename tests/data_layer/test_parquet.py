@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drivefine_agent.data.parquet import read_frame, read_parquet
+from drivefine_agent.data.parquet_footer import largest_value_count
 from drivefine_agent.errors import DataError
 from drivefine_agent.evaluation.trajectory_file import TrajectoryFile
 
@@ -18,6 +19,7 @@ EVERY_BYTE = """
 import sys
 from pathlib import Path
 from drivefine_agent.data.parquet import read_parquet
+from drivefine_agent.data.parquet_footer import largest_value_count
 from drivefine_agent.errors import DataError
 path = Path(sys.argv[1])
 whole, refused = path.read_bytes(), 0
@@ -70,7 +72,35 @@ def test_more_rows_than_the_file_can_hold_are_refused(path: Path) -> None:
     pq.write_table(pa.table({"token": pa.nulls(3_000_000)}), path)
     size = path.stat().st_size
     assert 10**6 + 100 * size < 3_000_000
-    with pytest.raises(
-        DataError, match=rf"of {size} bytes may hold \d+ rows or bytes, got 3000000: .*a\.parquet"
-    ):
+    with pytest.raises(DataError, match=rf"of {size} bytes may hold \d+ values, got 3000000: .*a\.parquet"):
         read_parquet(path)
+
+
+def test_the_values_of_one_long_row_are_counted_before_they_are_read(path: Path) -> None:
+    """Twenty million equal numbers in one row take less than a kilobyte."""
+    pq.write_table(
+        pa.table({"poses": pa.ListArray.from_arrays([0, 20_000_000], pa.repeat(1.0, 20_000_000))}), path
+    )
+    assert path.stat().st_size < 1000
+    with pytest.raises(DataError, match=r"may hold \d+ values, got 20000000: .*a\.parquet"):
+        read_parquet(path)
+
+
+def test_the_footer_is_read_as_pyarrow_reads_it(path: Path) -> None:
+    """Of a file with several row groups, nulls, nested and empty columns."""
+    table = pa.table({"a": [1, None, 3], "b": [[1.0] * 5, [], None], "c": [{"d": "x"}, None, {"d": "y"}]})
+    pq.write_table(table, path, row_group_size=2)
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    expected = max(g.column(c).num_values for g in groups for c in range(g.num_columns))
+    assert expected == 6
+    content = path.read_bytes()
+    assert largest_value_count(content[-8 - metadata.serialized_size : -8]) == expected
+
+
+@pytest.mark.parametrize(
+    "footer", [b"", b"\x15", b"\x4c\x00", b"\x1c" * 100, b"\x49\xfc\xff\xff\xff\xff\x0f"]
+)
+def test_what_is_no_footer_is_refused(footer: bytes) -> None:
+    with pytest.raises(ValueError, match="a Parquet footer"):
+        largest_value_count(footer)
