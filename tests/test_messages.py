@@ -65,10 +65,10 @@ EXEMPT: dict[tuple[str, str], str] = {
             "its token is no text",
         )
     },
-    (
-        "drivefine_agent/reproduction/scores.py",
-        "it needs the columns",
-    ): "read_scores adds file and what to do",
+    **{
+        ("drivefine_agent/reproduction/scores.py", start): "read_scores adds file and what to do"
+        for start in ("it needs the columns", "the columns {list(_KEYS)}", "the column {column.name}")
+    },
     **{
         ("drivefine_agent/scoring/cache_pack.py", f"{start} of the index"): "Pack._checked names the file"
         for start in ("columns", "tokens", "scenes")

@@ -18,12 +18,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.json_text import parse_json
 from drivefine_agent.data.parquet import read_parquet
 from drivefine_agent.errors import DataError
 from drivefine_agent.reproduction.tables import Table
 
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 _METADATA = b"drivefine"
-_KEYS = ("row", "seed", "token", "log", "valid")
+_KEYS = {
+    "row": _is_text,
+    "seed": pa.types.is_integer,
+    "token": _is_text,
+    "log": _is_text,
+    "valid": pa.types.is_boolean,
+}
+"""The columns that are no scores, with the test of their type."""
 
 
 @dataclass
@@ -80,11 +93,13 @@ def read_scores(path: Path, settings: Mapping[str, Any]) -> TableScores:
         return scores
     try:
         lines = read_parquet(path)
-        told = json.loads((lines.schema.metadata or {})[_METADATA])
-        found, minutes = told["settings"], {int(seed): float(v) for seed, v in told["minutes"].items()}
-        frame = lines.to_pandas()
-        if frame.columns.duplicated().any() or not {*_KEYS} <= {*frame.columns}:
-            raise DataError(f"it needs the columns {_KEYS}, each once")
+        _check_columns(lines.schema)
+        told = parse_json((lines.schema.metadata or {})[_METADATA], "its metadata")
+        found = {**told["settings"]}
+        minutes = {int(seed): float(v) for seed, v in told["minutes"].items()}
+        frame = lines.replace_schema_metadata(None).to_pandas()  # the metadata may name an index
+        if frame[[*_KEYS]].isna().any(axis=None):
+            raise DataError(f"the columns {list(_KEYS)} need a value in every line")
         groups = frame.groupby(["row", "seed"], sort=False)
         scores.log_of = dict(zip(frame["token"], frame["log"], strict=True))
     except (pa.ArrowException, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -100,3 +115,17 @@ def read_scores(path: Path, settings: Mapping[str, Any]) -> TableScores:
         scores.tables[str(row), int(seed)] = part[["token", "valid", *columns]].reset_index(drop=True)
     scores.minutes = minutes
     return scores
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    """The keys, and numbers.
+
+    Raises:
+      DataError: one is missing, there twice, or of another type.
+    """
+    if len({*schema.names}) < len(schema.names) or not {*_KEYS} <= {*schema.names}:
+        raise DataError(f"it needs the columns {list(_KEYS)}, each once, got {schema.names}")
+    for column in schema:
+        is_its_type = _KEYS.get(column.name, pa.types.is_floating)
+        if not is_its_type(column.type):
+            raise DataError(f"the column {column.name} cannot be {column.type}")

@@ -115,15 +115,21 @@ class Running:
                 continue
         return sorted(found)
 
-    def workers(self) -> list[int]:
-        """Those that work for the main process; the interpreter's own helpers do not count."""
+    def workers(self, with_commands: bool) -> list[int]:
+        """Those that work for the main process; the interpreter's own helpers do not count.
+
+        Args:
+          with_commands: also commands that the main process has started, as the ablation does.
+        """
         found = []
         for pid in self.processes():
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if pid != self.main.pid and b"resource_tracker" not in line and b"forkserver" not in line:
+            is_worker = b"multiprocessing.spawn" in line or b"--multiprocessing-fork" in line
+            is_command = line.endswith(b".py") or b".py\0" in line
+            if pid != self.main.pid and (is_worker or (with_commands and is_command)):
                 found.append(pid)
         return found
 
@@ -435,8 +441,10 @@ class Harness:
                 case "terminate":
                     os.kill(running.main.pid, signal.SIGTERM)
                 case "kill_worker" | "stop_worker":
+                    # A command that stands still cannot be told from one that computes.
+                    with_commands = kind == "kill_worker"
                     end = time.monotonic() + 20.0
-                    while not (workers := running.workers()):
+                    while not (workers := running.workers(with_commands)):
                         if running.main.poll() is not None or time.monotonic() > end:
                             return False
                         time.sleep(0.005)

@@ -77,11 +77,11 @@ def test_more_rows_than_the_file_can_hold_are_refused(path: Path) -> None:
 
 
 def test_the_values_of_one_long_row_are_counted_before_they_are_read(path: Path) -> None:
-    """Twenty million equal numbers in one row take less than a kilobyte."""
+    """Twenty million equal numbers in one row take about a kilobyte."""
     pq.write_table(
         pa.table({"poses": pa.ListArray.from_arrays([0, 20_000_000], pa.repeat(1.0, 20_000_000))}), path
     )
-    assert path.stat().st_size < 1000
+    assert path.stat().st_size < 2000
     with pytest.raises(DataError, match=r"may hold \d+ values, got 20000000: .*a\.parquet"):
         read_parquet(path)
 

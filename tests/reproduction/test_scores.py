@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -68,6 +69,49 @@ def test_no_file_is_no_seed_and_a_damaged_or_foreign_one_an_error(tmp_path: Path
         read_scores(path, {})
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot read the scores of a table"):
+        read_scores(path, {})
+
+
+def damaged(lines: pa.Table, case: str) -> pa.Table:
+    """As fuzzing has found them, and near relations."""
+    metadata = {
+        "settings are a list": b'{"settings": [1], "minutes": {}}',
+        "minutes are none": b'{"settings": {}, "minutes": {"a": 1}}',
+        "utf-32": '{"settings": {}, "minutes": {}}'.encode("utf-32"),
+    }
+    columns = {
+        "seeds are bytes": ("seed", pa.array([b""] * len(lines))),
+        "a seed is missing": ("seed", pa.array([None] + [0] * (len(lines) - 1))),
+        "a row is missing": ("row", pa.array([None] + ["first"] * (len(lines) - 1))),
+        "tokens are numbers": ("token", pa.array(range(len(lines)))),
+        "scores are texts": ("PDMS", pa.array(["0.1"] * len(lines))),
+    }
+    if case in metadata:
+        return lines.replace_schema_metadata({b"drivefine": metadata[case]})
+    name, values = columns[case]
+    return lines.set_column(lines.schema.get_field_index(name), name, values)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "settings are a list",
+        "minutes are none",
+        "utf-32",
+        "seeds are bytes",
+        "a seed is missing",
+        "a row is missing",
+        "tokens are numbers",
+        "scores are texts",
+    ],
+)
+def test_damaged_columns_and_metadata_are_one_error(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    write_scores(path, filled({}))
+    pq.write_table(damaged(pq.read_table(path), case), path)
+    with pytest.raises(
+        DataError, match=r"cannot read the scores of a table from .*table\.parquet: .*; delete it"
+    ):
         read_scores(path, {})
 
 
