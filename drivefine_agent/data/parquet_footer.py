@@ -39,8 +39,6 @@ class _Compact:
         self._data, self._place = data, 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        if depth > _MAX_DEPTH:
-            raise ValueError(f"a Parquet footer must be nested less than {_MAX_DEPTH} deep, got more")
         fields: dict[int, Any] = {}
         number = 0
         while (head := self._byte()) != 0:
@@ -50,6 +48,8 @@ class _Compact:
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"a Parquet footer must be nested at most {_MAX_DEPTH} deep, got more")
         match kind:
             case 1 | 2 | 3:  # a byte; in lists, booleans are such too
                 return self._byte()

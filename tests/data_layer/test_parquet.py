@@ -99,7 +99,15 @@ def test_the_footer_is_read_as_pyarrow_reads_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "footer", [b"", b"\x15", b"\x4c\x00", b"\x1c" * 100, b"\x49\xfc\xff\xff\xff\xff\x0f"]
+    "footer",
+    [
+        b"",
+        b"\x15",
+        b"\x4c\x00",
+        b"\x1c" * 100,
+        b"\x19" + b"\x19" * 5000 + b"\0",
+        b"\x49\xfc\xff\xff\xff\xff\x0f",
+    ],
 )
 def test_what_is_no_footer_is_refused(footer: bytes) -> None:
     with pytest.raises(ValueError, match="a Parquet footer"):
