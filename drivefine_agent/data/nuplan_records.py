@@ -179,7 +179,7 @@ def objects_in_order(objects: Sequence[Any], where: str) -> GlobalObjects:
         place = f"object {index} of {where}"
         kind = "StaticObject" if getattr(item, "kind", None) == "StaticObject" else "Agent"
         name = field(item, kind, "_tracked_object_type", place)
-        if name not in TRACK_TYPES:
+        if not isinstance(name, str) or name not in TRACK_TYPES:
             raise DataError(f"the type of an object must be one of {TRACK_TYPES}, got {name!r} in {place}")
         box = field(item, kind, "_box", place)
         center = field(box, "OrientedBox", "_center", place)
@@ -192,7 +192,7 @@ def objects_in_order(objects: Sequence[Any], where: str) -> GlobalObjects:
             values += [0.0, 0.0]
         try:
             rows[index] = values
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"box and velocity must be numbers, got {values!r:.120} in {place}") from error
         names.append(name)
         token = field(field(item, kind, "_metadata", place), "SceneObjectMetadata", "track_token", place)
@@ -217,10 +217,10 @@ def light_states(statuses: Any, where: str) -> tuple[tuple[int, bool], ...]:
     for light in lights:
         connector = field(light, "TrafficLightStatusData", "lane_connector_id", where)
         state = field(light, "TrafficLightStatusData", "status", where)
-        if state not in LIGHT_STATES:
+        if not isinstance(state, str) or state not in LIGHT_STATES:
             raise DataError(f"the state of a light must be one of {LIGHT_STATES}, got {state!r} in {where}")
         try:
             pairs.append((int(connector), state == "red"))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"a lane connector must be a number, got {connector!r:.40} in {where}") from error
     return tuple(pairs)

@@ -46,7 +46,12 @@ def annotations_of(record: Any, keys: AnnotationKeys, where: str) -> Annotations
     missing = [key for key in keys.entries if key not in record]
     if missing:
         raise DataError(f"{keys.whole!r} needs the keys {missing}, which are missing in {where}; {_AGAIN}")
-    lengths = {key: len(record[key]) for key in keys.entries}
+    try:
+        lengths = {key: len(record[key]) for key in keys.entries}
+    except TypeError as error:
+        raise DataError(
+            f"the entries of {keys.whole!r} must be lists or arrays, got {error} in {where}; {_AGAIN}"
+        ) from error
     if len(set(lengths.values())) != 1:
         raise DataError(
             f"the entries of {keys.whole!r} must have equal lengths, got {lengths} in {where}; {_AGAIN}"
@@ -105,7 +110,11 @@ def traffic_lights(record: Mapping[str, Any], where: str) -> tuple[tuple[int, bo
         )
     pairs = []
     for light in lights:
-        if not isinstance(light, list | tuple) or len(light) != 2:
+        if (
+            not isinstance(light, list | tuple)
+            or len(light) != 2
+            or not isinstance(light[1], bool | np.bool_ | int)
+        ):
             raise DataError(
                 f"an entry of 'traffic_lights' must be (id, is_red), got {light!r} in {where}; {_AGAIN}"
             )
@@ -152,7 +161,7 @@ def floats(
     """A float64 copy of `record[key]`, checked for its shape."""
     try:
         array = np.array(record[key], dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{key!r} must be numbers of shape {shape}, got {record[key]!r:.80} in {where}; {_AGAIN}"
         ) from error

@@ -357,7 +357,7 @@ def _cameras(record: Any, where: str, calibrations: dict[bytes, FloatArray]) -> 
     return {
         name: camera(by_name[name], f"camera {name} of {where}", calibrations)
         for name in CAMERA_NAMES
-        if by_name[name] != {}
+        if not isinstance(by_name[name], dict) or by_name[name]
     }
 
 

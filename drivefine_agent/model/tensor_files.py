@@ -129,7 +129,7 @@ class _Opened:
             raise DataError(
                 f"cannot read the tensors in {self._file}: {error}; fetch or write it again"
             ) from error
-        if isinstance(self._tensors, dict) and not all(isinstance(t, Tensor) for t in self._tensors.values()):
+        if self._file.suffix != ".safetensors" and not _is_state(self._tensors):
             raise DataError(
                 f"{self._file} must hold tensors by name and nothing else: is it a training state?"
             )
@@ -162,6 +162,13 @@ class _Opened:
 
     def whole(self, name: str) -> Tensor:
         return self._tensors[name] if isinstance(self._tensors, dict) else self._tensors.get_tensor(name)
+
+
+def _is_state(loaded: Any) -> bool:
+    """Whether what a .bin file holds is tensors by name."""
+    return isinstance(loaded, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
+    )
 
 
 # What PyTorch raises on a damaged .bin.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from drivefine_agent.data.json_text import read_text
+from drivefine_agent.data.json_text import parse_json, read_text
 from drivefine_agent.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ LLADA_SPECIAL_IDS = {
 }
 """Of LLaDA's tokenizer (ids 0 to 126348; the rows up to 126463 are unused)."""
 
+_ALWAYS_ALLOWED_IDS = 2**20
+
 NUMBER_TOKENS = tuple("0123456789.-")
 """What numbers are written with: the action rows of a pretrained vocabulary start around these."""
 
@@ -59,17 +61,22 @@ class TextTokenizer:
         """Reads a `tokenizer.json`, or the one in a checkpoint folder.
 
         Raises:
-          DataError: if the file is missing or lacks the special tokens.
+          DataError: if the file is missing, damaged, or lacks the special tokens.
         """
         path = Path(path)
         file = path / TOKENIZER_FILE_NAME if path.is_dir() else path
         if not file.is_file():
             raise DataError(f"no text tokenizer at {file}: point to a checkpoint folder or a tokenizer.json")
         text = read_text(file)
+        _check_ids(parse_json(text, str(file)), len(text), file)
         try:
             tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
+        except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise DataError(f"not a text tokenizer ({error!s:.200}): {file}; fetch it again") from error
+        tokenizer.no_padding()  # the length of what is encoded is not the file's to choose
+        tokenizer.no_truncation()
         return cls(tokenizer, source=str(file))
 
     @classmethod
@@ -107,6 +114,26 @@ class TextTokenizer:
         if token_id is None:
             raise KeyError(f"a token must be in the vocabulary, got {token!r}")
         return int(token_id)
+
+
+def _check_ids(content: Any, length: int, file: Path) -> None:
+    """The library makes a list as long as the largest id, so there may be no more than a file has room for.
+
+    Raises:
+      DataError: there is a larger one, also above `_ALWAYS_ALLOWED_IDS`.
+    """
+    content = content if isinstance(content, dict) else {}
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    largest = max((number for number in ids if isinstance(number, int)), default=0)
+    most = max(length, _ALWAYS_ALLOWED_IDS)
+    if largest > most:
+        raise DataError(
+            f"the ids of a text tokenizer with {length} letters may go up to {most}, got {largest}: {file}; "
+            "fetch it again"
+        )
 
 
 def check_tokenizer(tokenizer: TextTokenizer, config: DriveFineConfig) -> None:

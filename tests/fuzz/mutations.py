@@ -5,8 +5,10 @@ All of it draws from a `random.Random`, so that a seed or hypothesis decides, an
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
+import pickle
 import pickletools
 import re
 import sqlite3
@@ -15,6 +17,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
+
+import numpy as np
 
 from drivefine_agent.scoring.cache_pack import _HEADER, _HEADER_SIZE
 
@@ -179,8 +183,35 @@ _TRICKS = (
 )
 
 
+def _instructions(value: Any) -> bytes:
+    """What pushes a value, without memo, so that it fits anywhere into a pickle."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=3)
+    pickler.fast = True
+    pickler.dump(value)
+    return buffer.getvalue()[2:-1]  # without the protocol and the stop
+
+
+_PUSHED = tuple(
+    _instructions(value)
+    for value in (
+        *VALUES,
+        *(b"", b"\xff", {1: 2}, [{}], (1, "a"), {"a"}, -(10**400), 1 + 2j),
+        *(np.float64("nan"), np.float32(1), np.int64(-1), np.True_),
+        *(np.zeros(0), np.zeros(2), np.zeros((3, 3), np.float32), np.full(4, np.nan), np.arange(3)),
+        *(
+            np.array("a"),
+            np.array(["a", "b"]),
+            np.array([None, {}, "x"]),
+            np.array([b"a"]),
+            np.zeros(2, bool),
+        ),
+    )
+)
+
+
 def mutate_pickle(content: bytes, random: Random) -> bytes:
-    """An instruction of a pickle is lost, doubled, moved, or gets another argument."""
+    """An instruction of a pickle is lost, doubled, moved or altered, or a value becomes another."""
     if random.random() < 0.15:
         return mutate_bytes(content, random)
     try:
@@ -192,9 +223,11 @@ def mutate_pickle(content: bytes, random: Random) -> bytes:
     operations = [operation for operation in operations if operation[:1] != b"\x95"]
     for _ in range(random.choice((1, 1, 2, 5))):
         index = random.randrange(1, len(operations))
-        kind = random.randrange(6)
+        kind = random.randrange(8)
         if kind == 0:
             operations[index] = b""
+        elif kind > 5:
+            operations[index] += b"0" + random.choice(_PUSHED)
         elif kind == 1:
             operations.insert(index, random.choice(operations))
         elif kind == 2:

@@ -400,7 +400,9 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> object:
-    return text_tokenizer.TextTokenizer.from_file(folder).as_json()
+    tokenizer = text_tokenizer.TextTokenizer.from_file(folder)
+    tokenizer.decode(tokenizer.encode("<|startoftext|>Turn left, 3.5 m/s" + 50 * "ab "))
+    return tokenizer.as_json()
 
 
 READERS = (

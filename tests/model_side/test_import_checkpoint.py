@@ -273,9 +273,10 @@ def test_old_bin_files_are_read_without_running_code(
     with pytest.raises(DataError, match="cannot read the tensors"):
         listed(folder)
     assert "executed" not in capsys.readouterr().out
-    torch.save({"step": 3}, folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match="tensors by name and nothing else"):
-        listed(folder)
+    for other in ({"step": 3}, "a text", [torch.zeros(1)], {3: torch.zeros(1)}):
+        torch.save(other, folder / "pytorch_model.bin")
+        with pytest.raises(DataError, match="tensors by name and nothing else"):
+            listed(folder)
 
 
 def test_a_foreign_tokenizer_is_refused(twin: tuple[Path, dict[str, Tensor]]) -> None:
