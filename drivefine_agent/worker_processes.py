@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
-from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from drivefine_agent.errors import WorkerError
 
 LIMIT_VARIABLE = "DRIVEFINE_WORKER_LIMIT_S"
 _DEFAULT_LIMIT_S = 1800.0
-_TASKS_IN_FLIGHT = 2  # per worker: one in work, one waiting
 _TICK_S = 0.2
 _END_LIMIT_S = 10.0  # for a worker that has nothing left to do
 
@@ -59,9 +60,9 @@ def as_they_finish(
 ) -> Iterator[tuple[Task, Result]]:
     """Tasks with their results, in the order in which they are finished.
 
-    Processes are spawned, so that no thread or lock of this one is inherited. Only a few tasks per worker are
-    handed in at a time: memory does not grow with their number. If the caller stops early, or an error ends
-    it, workers are killed; what they write must therefore be written atomically.
+    Processes are spawned, so that no thread or lock of this one is inherited. Each has one task at a time:
+    memory does not grow with their number. If the caller stops early, or an error ends it, workers are
+    killed; what they write must therefore be written atomically.
 
     Args:
       function: what a worker does with a task; can be pickled.
@@ -79,81 +80,149 @@ def as_they_finish(
       Exception: whatever `function` raises.
     """
     limit_s = worker_limit_s()
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (initializer, tuple(initargs)))
     source = iter(tasks)
-    pending: dict[Future[Result], Task] = {}
-    handed_in: list[Task] = []  # while the pool takes it, which it refuses where a worker died
+    events: SimpleQueue[tuple[_Worker[Task, Result], _Outcome[Result]]] = SimpleQueue()
+    start = (function, initializer, tuple(initargs))
+    crew: list[_Worker[Task, Result]] = []
+    at: dict[_Worker[Task, Result], Task] = {}
     is_done = False
 
-    def fill() -> None:
-        for task in islice(source, _TASKS_IN_FLIGHT * num_workers - len(pending)):
-            handed_in.append(task)
-            pending[pool.submit(function, task)] = handed_in.pop()
+    def hand_out(worker: _Worker[Task, Result], task: Task) -> None:
+        at[worker] = task
+        worker.hand_out(task)
 
     try:
         last_progress, last_tick = time.monotonic(), on_tick()
-        fill()
-        while pending:
-            finished, _ = wait(pending, timeout=_TICK_S, return_when=FIRST_COMPLETED)
+        for task in islice(source, num_workers):
+            crew.append(_Worker(start, events))
+            hand_out(crew[-1], task)
+        while at:
+            try:
+                worker, outcome = events.get(timeout=_TICK_S)
+            except Empty:
+                worker, outcome = None, None
             tick = on_tick()
-            if finished or tick != last_tick:
+            if outcome is not None or tick != last_tick:
                 last_progress, last_tick = time.monotonic(), tick
             elif time.monotonic() - last_progress > limit_s:
                 raise WorkerError(
                     f"worker processes must finish something every {limit_s:.0f} s ({LIMIT_VARIABLE}), got "
-                    f"nothing from {_names(pending.values(), describe)}: they hang or are stopped, or the "
+                    f"nothing from {_names(at.values(), describe)}: they hang or are stopped, or the "
                     f"machine is overloaded; {advice}"
                 )
-            for future in finished:
-                yield pending[future], future.result()
-                del pending[future]
-            fill()
-            if finished:
-                last_progress = time.monotonic()  # the caller may have taken its time
+            if worker is None or outcome is None:
+                continue
+            task = at.pop(worker)
+            if outcome.is_lost:
+                raise WorkerError(
+                    "worker processes must live until their work is done, got one that died (killed, or out "
+                    f"of memory) while at {describe(task)}; {advice}, with fewer workers if memory is short"
+                )
+            if outcome.error is not None:
+                raise outcome.error
+            for following in islice(source, 1):
+                hand_out(worker, following)
+            yield task, cast(Result, outcome.result)
+            last_progress = time.monotonic()  # the caller may have taken its time
         is_done = True
-    except BrokenProcessPool as error:
-        lost = _names([*pending.values(), *handed_in], describe)
-        raise WorkerError(
-            "worker processes must live until their work is done, got one that died (killed, or out of "
-            f"memory) while at {lost}; {advice}, with fewer workers if memory "
-            "is short"
-        ) from error
     finally:
-        with killed_after(_END_LIMIT_S if is_done else 0.0, others):
-            pool.shutdown(cancel_futures=True)
+        _end(crew, _END_LIMIT_S if is_done else 0.0)
 
 
-@contextmanager
-def killed_after(limit_s: float, others: Collection[BaseProcess]) -> Iterator[None]:
-    """Waiting for child processes to end; after `limit_s` those that still live are killed, but for `others`.
+class _Outcome(NamedTuple, Generic[Result]):
+    """What came of a task."""
 
-    A stopped one would be waited for without end.
+    result: Result | None = None
+    error: BaseException | None = None
+    is_lost: bool = False
+    """The process has ended before it said anything."""
+
+
+class _Worker(Generic[Task, Result]):
+    """A process, and the thread of this one that hands it a task at a time and waits for the outcome.
+
+    The thread may wait without end, for a process that has stopped while it reads or writes; it ends when
+    the process is killed, since only that has the other end of the pipe.
     """
 
-    def kill() -> None:
-        for process in set(multiprocessing.active_children()).difference(others):
-            process.kill()
+    def __init__(self, start: tuple[Any, ...], events: SimpleQueue[Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._tasks: SimpleQueue[tuple[Task] | None] = SimpleQueue()
+        self.process = context.Process(target=_work, args=(theirs, *start), daemon=True)
+        self.process.start()
+        theirs.close()
+        threading.Thread(target=self._serve, args=(events,), name="worker", daemon=True).start()
 
-    timer = threading.Timer(limit_s, kill)
-    timer.daemon = True
-    timer.start()
+    def hand_out(self, task: Task) -> None:
+        self._tasks.put((task,))
+
+    def no_more(self) -> None:
+        self._tasks.put(None)
+
+    def _serve(self, events: SimpleQueue[Any]) -> None:
+        with self._pipe:
+            while (item := self._tasks.get()) is not None:
+                try:
+                    self._pipe.send(item[0])
+                    outcome = self._pipe.recv()
+                except (EOFError, OSError):
+                    outcome = _Outcome(is_lost=True)
+                except Exception as error:  # the task cannot be pickled, or the result not be made again
+                    outcome = _Outcome(error=error)
+                events.put((self, outcome))
+
+
+def _end(crew: Sequence[_Worker[Any, Any]], limit_s: float) -> None:
+    """Lets workers that have nothing to do end by themselves; after `limit_s` they are killed."""
+    for worker in crew:
+        worker.no_more()
+    end = time.monotonic() + limit_s
+    for worker in crew:
+        worker.process.join(max(0.0, end - time.monotonic()))
+        worker.process.kill()
+    for worker in crew:
+        worker.process.join()
+
+
+def _work(
+    pipe: Connection, function: Callable[[Any], Any], initializer: Callable[..., object] | None, initargs: Any
+) -> None:
+    """Body of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    end_with_parent()
+    is_ready = initializer is None
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if initializer is not None and not is_ready:
+                initializer(*initargs)
+                is_ready = True
+            outcome = _Outcome(result=function(task))
+        except Exception as error:
+            error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+            outcome = _Outcome(error=error)
+        _send(pipe, outcome)
+
+
+def _send(pipe: Connection, outcome: _Outcome[Any]) -> None:
     try:
-        yield
-    finally:
-        timer.cancel()
+        content = ForkingPickler.dumps(outcome)
+        if outcome.error is not None:
+            pickle.loads(content)  # many an exception can be pickled, but not made again
+    except Exception as error:
+        told = outcome.error or error
+        text = f"a worker process must return what can be pickled, got {type(told).__name__}: {told}"
+        content = ForkingPickler.dumps(_Outcome(error=RuntimeError(f"{text}; this is a bug, open an issue")))
+    pipe.send_bytes(content)
 
 
 def _names(tasks: Iterable[Any], describe: Callable[[Any], str]) -> str:
     names = [describe(task) for task in islice(tasks, 9)]
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-
-
-def _start_worker(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    end_with_parent()
-    if initializer is not None:
-        initializer(*initargs)
 
 
 def end_with_parent() -> None:

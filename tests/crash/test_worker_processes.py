@@ -5,16 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drivefine_agent import worker_processes
 from drivefine_agent.errors import WorkerError
-from drivefine_agent.training.loader import Part, StepBatches, loader_errors
 from drivefine_agent.worker_processes import LIMIT_VARIABLE, as_they_finish, worker_limit_s
+
+ENDING = "DRIVEFINE_TEST_ENDING"
 
 
 def square(number: int) -> int:
@@ -39,12 +43,43 @@ def fail_at_three(number: int) -> int:
     return number
 
 
+def die_while_sending(number: int) -> bytes:
+    """Half of the result is in the pipe when the process is killed, or stopped."""
+    if number == 3:
+        send, end = Connection._send, signal.SIGKILL if os.environ[ENDING] == "kill" else signal.SIGSTOP
+
+        def send_half(self: Connection, content: bytes) -> None:
+            if len(content) > 1000:
+                send(self, content[: len(content) // 2])
+                os.kill(os.getpid(), end)
+            else:
+                send(self, content)
+
+        Connection._send = send_half
+    return 100_000 * b"x"
+
+
 def slow(number: int) -> int:
     time.sleep(0.4)
     return number
 
 
-def run_all(function: Callable[[int], int]) -> list[tuple[int, int]]:
+class Unusual(Exception):
+    """Can be pickled, but not made again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail_unusually(number: int) -> int:
+    raise Unusual(number, number)
+
+
+def return_a_lock(number: int) -> object:
+    return threading.Lock()
+
+
+def run_all(function: Callable[[int], Any]) -> list[tuple[int, Any]]:
     return list(as_they_finish(function, range(8), 2, describe=lambda n: f"number {n}", advice="wait"))
 
 
@@ -96,9 +131,30 @@ def test_a_worker_that_dies_is_told_at_once() -> None:
 
 
 def test_a_worker_that_hangs_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LIMIT_VARIABLE, "3")
-    with pytest.raises(WorkerError, match=r"every 3 s .* got nothing from .*number 3.*; wait"):
+    monkeypatch.setenv(LIMIT_VARIABLE, "6")
+    with pytest.raises(WorkerError, match=r"every 6 s .* got nothing from .*number 3.*; wait"):
         run_all(stop_at_three)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("ending", ["kill", "stop"])
+def test_a_worker_that_ends_while_it_sends_is_told(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENDING, ending)
+    monkeypatch.setenv(LIMIT_VARIABLE, "5" if ending == "stop" else "60")
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=r"got (one that died|nothing from) .*number 3"):
+        run_all(die_while_sending)
+    assert time.monotonic() - started < 30.0
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(fail_unusually, r"got Unusual: \d and \d"), (return_a_lock, "got TypeError: cannot pickle")],
+)
+def test_what_cannot_be_sent_back_is_an_error(function: Callable[[int], Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        run_all(function)
     assert not multiprocessing.active_children()
 
 
@@ -145,32 +201,5 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-class Deadly(StepBatches):
-    """Sends its own process a signal at the third step."""
-
-    def __getitem__(self, step: int) -> list[Part]:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGSTOP if self.purpose == "stop" else signal.SIGKILL)
-        return []
-
-
-@pytest.mark.parametrize("purpose", ["kill", "stop"])
-def test_a_lost_loader_process_is_told(purpose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LIMIT_VARIABLE, "2")
-    batches = Deadly((), (), 1, 0, purpose)
-
-    def train() -> None:
-        with loader_errors():
-            for _ in batches.steps(0, 20, num_workers=1):
-                time.sleep(0.01)
-
-    with pytest.raises(WorkerError, match=r"got a lost one in training \(DataLoader .*last checkpoint"):
-        train()
-    deadline = time.monotonic() + 10.0
-    while multiprocessing.active_children():
         assert time.monotonic() < deadline
         time.sleep(0.05)
