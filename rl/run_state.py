@@ -25,7 +25,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from drivefine_agent.data.atomic import publish, remove_folder, remove_leftovers
+from drivefine_agent.data.atomic import publish, remove_folder, remove_leftovers, temporary_name
+from drivefine_agent.data.folder_lock import check_locks
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.model.weight_files import weights_hash
@@ -98,7 +99,6 @@ def save_run_state(folder: Path, step: int, engine: Engine, planner: Planner, pr
         Raised on the main process, and as `ProcessLostError` on the others.
     """
     target = folder / f"{step:07d}"
-    part = folder / f".{target.name}.part"
     card = asdict(provenance) | {
         "step": step,
         "backend": engine.config.backend,
@@ -106,6 +106,7 @@ def save_run_state(folder: Path, step: int, engine: Engine, planner: Planner, pr
     }
     if engine.agree((target / CARD).is_file()):
         return target  # written before the run was stopped; the same steps give the same bits
+    part = folder / engine.agree(temporary_name(target).name)
     try:
         weights = engine.gather_weights()
         engine.raise_together(_write_model(part, planner, weights, card) if engine.is_main else None)
@@ -240,7 +241,8 @@ def _write_model(
 ) -> DataError | None:
     """Starts a checkpoint; returns what went wrong, because the other processes still wait."""
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        check_locks(part)
+        remove_leftovers(part.parent)
         (part / "model").mkdir(parents=True)
         planner.model.save_pretrained(part / "model", state_dict=dict(weights))
         planner.text_tokenizer.save(part / "model")

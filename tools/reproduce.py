@@ -37,7 +37,7 @@ from drivefine_agent.reproduction.pages import draw, to_csv, to_markdown
 from drivefine_agent.reproduction.pairs import Pair, draw_pairs, most_changed
 from drivefine_agent.reproduction.plans import PLANS
 from drivefine_agent.reproduction.results import read_evaluation, table_results
-from drivefine_agent.reproduction.scores import TableScores, read_scores, write_scores
+from drivefine_agent.reproduction.scores import TableScores, add_scores, read_scores
 from drivefine_agent.reproduction.tables import TABLES, Table, fitted
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.training.from_mapping import from_mapping
@@ -66,7 +66,7 @@ def reproduce(settings: Settings, options: Sequence[str] = ()) -> None:
     for name, table in tables.items():
         if any(not kept[name].has(table, seed) for seed in settings.seeds):
             collect(table, job, kept[name])
-            write_scores(scores_file(settings, name), kept[name])
+            add_scores(scores_file(settings, name), kept[name])
         write_table(name, table, job, kept[name], options)
     print(f"\nDone; commands of this call took {minutes:.1f} minutes.")
 

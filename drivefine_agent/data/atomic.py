@@ -1,8 +1,8 @@
 """Files and folders that are either complete under their name or absent, whatever dies meanwhile.
 
 What is written has a temporary name beside the final one, `.NAME.HOST.PID.RANDOM.part`; it is flushed to the
-disk and then renamed. What a killed process left behind is removed on the same machine by `remove_leftovers`,
-which all but `write_bytes` call for their own name; nothing reads these names.
+disk and then renamed. What a killed process left behind is removed on the same machine, until that is started
+again, by `remove_leftovers`, which all but `write_bytes` call for their own name; nothing reads these names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -39,7 +40,7 @@ def write_bytes(path: str | Path, content: bytes, *, is_durable: bool = True) ->
       DataError: the place cannot be written.
     """
     final = _final(path)
-    temporary = _temporary(final)
+    temporary = temporary_name(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -73,7 +74,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """The temporary name of a file, for libraries that open it themselves. Otherwise as `atomic_file`."""
     final = _final(path)
-    temporary = _temporary(final)
+    temporary = temporary_name(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(final.parent, final.name)
@@ -102,7 +103,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
       DataError: the place cannot be written.
     """
     final = _final(path)
-    temporary = _temporary(final)
+    temporary = temporary_name(final)
     try:
         restore(final)
         remove_leftovers(final.parent, final.name)
@@ -139,7 +140,7 @@ def remove_folder(path: Path) -> None:
     Raises:
       OSError: it cannot be renamed or removed.
     """
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     os.replace(path, temporary)
     shutil.rmtree(temporary)
 
@@ -235,15 +236,21 @@ def _old(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
 
 
-def _temporary(final: Path) -> Path:
+def temporary_name(final: Path) -> Path:
+    """A new name beside `final` for what is being written, by which `remove_leftovers` knows whose it is."""
     return final.with_name(f".{final.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.part")
 
 
+@cache
 def _host() -> str:
-    """This machine, and the container on it: only there does a process number mean the same process."""
+    """This machine since it was started, and the container on it: only there is a process number one process.
+
+    Names of machines are no proof: two may be called alike.
+    """
     name = socket.gethostname().split(".")[0] or "localhost"
     try:
-        return f"{name}-{os.stat('/proc/self/ns/pid').st_ino:x}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{name}-{os.stat('/proc/self/ns/pid').st_ino:x}-{boot}"
     except OSError:
         return name
 

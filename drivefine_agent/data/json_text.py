@@ -13,6 +13,7 @@ MAX_JSON_BYTES = 256 * 1024**2
 """Files above this are refused before they are read."""
 
 _MAX_NESTING = 100
+_MAX_DIGITS = 300  # as a float, more may be too large
 _AGAIN = "write or fetch it again"
 
 
@@ -24,13 +25,13 @@ def parse_json(text: bytes | str, where: str) -> Any:
       where: file, or file and line, for messages.
 
     Raises:
-      DataError: it is no JSON, is nested deeper than 100, has a key twice in one object, or a number of
-        thousands of digits.
+      DataError: it is no JSON, is nested deeper than 100, has a key twice in one object, or an integer of
+        more digits than the largest float has.
     """
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError as error:
         raise DataError(_too_deep(where)) from error
     except ValueError as error:  # of JSON, of UTF-8, or of `_object`
@@ -103,6 +104,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         double = next(key for key in found if keys.count(key) > 1)
         raise ValueError(f"the key {double[:80]!r} occurs twice in one object")
     return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer may have {_MAX_DIGITS} digits, got {len(digits)}")
+    return int(digits)
 
 
 def _too_deep(where: str) -> str:

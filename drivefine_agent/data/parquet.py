@@ -23,17 +23,17 @@ def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pa.T
     """Columns of a file (default: all) in memory.
 
     Raises:
-      DataError: it is missing, no Parquet file, lacks a column, or declares far more values than it can hold.
+      DataError: it is missing, no Parquet file, lacks a column or has one twice, or declares far more values
+        than it can hold.
     """
     path = Path(path)
     try:
         with pq.ParquetFile(path) as file:
             _check_counts(file.metadata, path)
             names = file.schema_arrow.names
-            missing = [name for name in columns or () if names.count(name) != 1]
-            if missing:
+            if len({*names}) < len(names) or not {*(columns or ())} <= {*names}:
                 raise DataError(
-                    f"a Parquet file needs the columns {list(columns or ())}, once each, got {names}"
+                    f"a Parquet file needs the columns {[*(columns or ())]}, each once, got {names}"
                 )
             table = file.read(columns=None if columns is None else list(columns))
         table.validate(full=True)

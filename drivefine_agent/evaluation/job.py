@@ -24,6 +24,7 @@ from tqdm import tqdm
 from drivefine_agent.baselines.base import BatchPlanner, privileged_knowledge
 from drivefine_agent.constants import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.folder_lock import check_locks
 from drivefine_agent.data.sensors import read_image
 from drivefine_agent.data.types import SceneWindow
 from drivefine_agent.errors import DataError
@@ -355,6 +356,7 @@ def write_evaluation(
       facts: of `planner_facts`; of a file's predictions, what is known of `privileged`.
     """
     folder = settings.output_dir
+    check_locks(folder)
     table = stage_table(outcomes, FINAL)
     write_csv(folder / RESULTS_NAME, table)
     has_before = all(GENERATED in outcome.stages for outcome in outcomes)

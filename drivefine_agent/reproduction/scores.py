@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drivefine_agent.data.atomic import write_bytes
+from drivefine_agent.data.folder_lock import FolderLock
 from drivefine_agent.data.json_text import parse_json
 from drivefine_agent.data.parquet import read_parquet
 from drivefine_agent.errors import DataError
@@ -29,6 +30,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 _METADATA = b"drivefine"
+_WAIT_S = 60.0
 _KEYS = {
     "row": _is_text,
     "seed": pa.types.is_integer,
@@ -78,6 +80,25 @@ def write_scores(path: Path, scores: TableScores) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def add_scores(path: Path, scores: TableScores) -> None:
+    """Writes scores, with what another command has written there since they were read.
+
+    Raises:
+      DataError: that was made with other settings, or cannot be read; or another process holds the folder.
+    """
+    with FolderLock(path.parent, wait_s=_WAIT_S):
+        others = read_scores(path, scores.settings)
+        write_scores(
+            path,
+            TableScores(
+                scores.settings,
+                {**others.log_of, **scores.log_of},
+                {**others.tables, **scores.tables},
+                {**others.minutes, **scores.minutes},
+            ),
+        )
+
+
 def read_scores(path: Path, settings: Mapping[str, Any]) -> TableScores:
     """What `write_scores` has written; empty if there is no file.
 
@@ -102,7 +123,7 @@ def read_scores(path: Path, settings: Mapping[str, Any]) -> TableScores:
             raise DataError(f"the columns {list(_KEYS)} need a value in every line")
         groups = frame.groupby(["row", "seed"], sort=False)
         scores.log_of = dict(zip(frame["token"], frame["log"], strict=True))
-    except (pa.ArrowException, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (pa.ArrowException, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise DataError(f"cannot read the scores of a table from {path}: {error}; delete it") from error
     if found != json.loads(json.dumps(settings)):
         other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
@@ -121,10 +142,10 @@ def _check_columns(schema: pa.Schema) -> None:
     """The keys, and numbers.
 
     Raises:
-      DataError: one is missing, there twice, or of another type.
+      DataError: one is missing, or of another type.
     """
-    if len({*schema.names}) < len(schema.names) or not {*_KEYS} <= {*schema.names}:
-        raise DataError(f"it needs the columns {list(_KEYS)}, each once, got {schema.names}")
+    if not {*_KEYS} <= {*schema.names}:
+        raise DataError(f"it needs the columns {list(_KEYS)}, got {schema.names}")
     for column in schema:
         is_its_type = _KEYS.get(column.name, pa.types.is_floating)
         if not is_its_type(column.type):

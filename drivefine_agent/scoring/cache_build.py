@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from drivefine_agent.data.folder_lock import FolderLock
+from drivefine_agent.data.folder_lock import FolderLock, check_locks
 from drivefine_agent.data.logs import read_log
 from drivefine_agent.data.maps import load_map
 from drivefine_agent.data.metric_cache import read_metric_cache
@@ -202,6 +202,7 @@ def build_scene_cache(
                     failures.update(build_portion(portion, bar.update))
             else:
                 failures.update(_build_in_processes(portions, num_workers, bar))
+        check_locks(folder)
         finish_cache(folder, {**failed_before, **failures}, rules, show_progress)
     return BuildResult(len(missing) - len(failures), len(scenes) - len(missing), failures)
 
@@ -317,8 +318,10 @@ def _build_in_processes(portions: Sequence[Portion], num_workers: int, bar: Any)
     failures: dict[str, str] = {}
 
     def show() -> int:
-        bar.update(finished.value - bar.n + first)
-        return int(finished.value)
+        # Read without the counter's lock, which a worker may have died or stopped with.
+        count = int(finished.get_obj().value)
+        bar.update(count - bar.n + first)
+        return count
 
     for _, failed in as_they_finish(
         _build_in_worker,

@@ -28,10 +28,11 @@ from drivefine_agent.constants import (
 )
 from drivefine_agent.data.atomic import write_bytes
 from drivefine_agent.data.dataset_paths import SCENES_FOLDER, SECOND_STAGE_FOLDER
-from drivefine_agent.data.folder_lock import FolderLock
+from drivefine_agent.data.folder_lock import FolderLock, check_locks
 from drivefine_agent.data.json_text import read_json, read_json_object
 from drivefine_agent.data.log_writer import write_log
 from drivefine_agent.data.map_writer import MapLayers, map_path, write_map, write_maps_index
+from drivefine_agent.data.maps import MAPS_INDEX_NAME
 from drivefine_agent.data.scenes import SceneFilter
 from drivefine_agent.data.second_stage import read_second_stage
 from drivefine_agent.data.second_stage_writer import SceneAttributes, write_attributes
@@ -165,7 +166,7 @@ def _make_world(root: Path, config: WorldConfig, show_progress: bool) -> WorldSu
         unit="log",
         disable=not show_progress,
     ):
-        pass
+        check_locks(root)
     _write_maps(root, config, plans, show_progress)
     num_scenes: dict[str, int] = {}
     for split in SPLIT_NAMES:
@@ -316,7 +317,8 @@ def _layers(config: WorldConfig, plan: LogPlan) -> MapLayers:
 def _write_maps(root: Path, config: WorldConfig, plans: list[LogPlan], show_progress: bool) -> None:
     """Writes the maps of the four cities, unless they are there already."""
     maps_root = root / "maps"
-    if all(map_path(maps_root, name).is_file() for name in MAP_VERSIONS):
+    files = [maps_root / MAPS_INDEX_NAME, *(map_path(maps_root, name) for name in MAP_VERSIONS)]
+    if all(file.is_file() for file in files):
         return
     for name in tqdm(sorted(MAP_VERSIONS), desc="Writing maps", unit="city", disable=not show_progress):
         parts = [_layers(config, plan) for plan in plans if plan.map_name == name]

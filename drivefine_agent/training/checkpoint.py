@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from drivefine_agent.data.atomic import atomic_folder, remove_folder, remove_leftovers
+from drivefine_agent.data.folder_lock import check_locks
 from drivefine_agent.data.json_text import read_json_object
 from drivefine_agent.errors import DataError
 from drivefine_agent.provenance import write_card
@@ -59,6 +60,7 @@ def save_checkpoint(
     weights = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
     averages = {k: v.clone().contiguous() for k, v in average.state().items()}
     record = {**state, "average_updates": average.num_updates}
+    check_locks(target)
     with atomic_folder(target) as part:
         save_file(weights, part / "weights.safetensors")
         save_file(_optimizer_tensors(optimizer), part / "optimizer.safetensors")

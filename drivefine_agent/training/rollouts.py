@@ -144,7 +144,8 @@ def read_part(path: Path) -> Rollouts:
         table = read_frame(path, _COLUMNS)
         actions = np.stack(table["actions"].to_list()).astype(np.int64)
         sub_scores = table[list(SUB_SCORES)].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        tokens, kinds = (table[name].to_numpy(dtype=np.str_) for name in ("token", "kind"))
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} is no part of scored rollouts ({error}): delete it to make it again"
         ) from error
@@ -152,12 +153,7 @@ def read_part(path: Path) -> Rollouts:
         raise DataError(
             f"a candidate has {ANSWER_LENGTH} action ids, got {actions.shape[1:]} in {path}; make them again"
         )
-    return Rollouts(
-        table["token"].to_numpy(dtype=np.str_),
-        table["kind"].to_numpy(dtype=np.str_),
-        actions,
-        sub_scores,
-    )
+    return Rollouts(tokens, kinds, actions, sub_scores)
 
 
 def read_rollouts(folder: Path) -> Rollouts:

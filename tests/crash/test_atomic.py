@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from drivefine_agent.data.atomic import (
     remove_folder,
     remove_leftovers,
     restore,
+    temporary_name,
     write_bytes,
 )
 from drivefine_agent.errors import DataError, DiskFullError
@@ -70,6 +72,20 @@ def test_a_killed_writer_leaves_a_whole_version_and_the_next_one_cleans_up(kind:
         assert len(set(content)) == 1
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_what_another_machine_writes_stays(tmp_path: Path) -> None:
+    """Whatever it is called: its processes are not ours, so nobody here knows whether they live."""
+    ours = temporary_name(tmp_path / "a")
+    dead = ours.with_name(ours.name.replace(f".{os.getpid()}.", f".{2**22 + 1}."))  # above every number
+    name, boot = socket.gethostname().split(".")[0], dead.name.split(".")[-4].rpartition("-")[2]
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    other = dead.with_name(dead.name.replace(boot, "0123abcd"))
+    assert name in other.name
+    for path in (ours, dead, other):
+        path.touch()
+    assert remove_leftovers(tmp_path) == [dead]
+    assert other.exists()
 
 
 REMOVER = """

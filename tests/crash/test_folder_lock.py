@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from drivefine_agent.data.folder_lock import LOCK_NAME, FolderLock
+from drivefine_agent.data.folder_lock import LOCK_NAME, FolderLock, check_locks
 from drivefine_agent.errors import DataError
 
 HOLD = """
@@ -96,6 +97,48 @@ def test_a_file_system_without_locks_warns(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.warns(UserWarning, match=r"No locks available.*do not start a second command"):
         FolderLock(tmp_path).release()
+
+
+def test_a_folder_that_was_replaced_is_seen_before_anything_is_written(tmp_path: Path) -> None:
+    """`rm -rf run`, and the same command again, while the first one still computes."""
+    folder = tmp_path / "run"
+    first = FolderLock(folder)
+    check_locks(folder / "checkpoints" / "1")
+    folder.rename(tmp_path / "away")
+    with pytest.raises(DataError, match=r"must stay where it is .* got another one or none at .*run: put"):
+        check_locks(folder / "checkpoints" / "1")
+    with FolderLock(folder):
+        with pytest.raises(DataError, match="must stay where it is"):
+            first.check()
+        check_locks(tmp_path / "elsewhere")
+    first.release()
+    check_locks(folder)
+
+
+def test_a_folder_that_vanishes_while_it_is_locked_is_locked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, take = tmp_path / "run", fcntl.flock
+
+    def vanish_first(file: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", take)
+        folder.rename(tmp_path / "away")
+        take(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", vanish_first)
+    with FolderLock(folder):
+        assert (folder / LOCK_NAME).read_text().startswith(f"process {os.getpid()}")
+        with pytest.raises(DataError, match="one process at a time"):
+            FolderLock(folder)
+
+
+def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
+    process, _ = hold(tmp_path)
+    with process:
+        with pytest.raises(DataError, match="one process at a time"):
+            FolderLock(tmp_path, wait_s=0.5)
+        threading.Timer(1.0, process.kill).start()
+        FolderLock(tmp_path, wait_s=30.0).release()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

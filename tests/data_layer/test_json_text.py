@@ -20,12 +20,23 @@ def test_what_python_writes_is_read() -> None:
         (b'{"a": 1', "expected JSON in UTF-8"),
         (b"\xff\xfe", "expected text in UTF-8"),
         (b'{"a": 1, "b": 2, "a": 3}', "'a' occurs twice"),
-        (b"9" * 5000, "expected JSON in UTF-8"),
+        (b"9" * 5000, "an integer may have 300 digits, got 5000"),
+        (b"[1, -" + b"9" * 400 + b"]", "an integer may have 300 digits, got 401"),
         (b"[" * 200 + b"]" * 200, "nested 100 deep"),
         (b'{"a":' * 200 + b"1" + b"}" * 200, "nested 100 deep"),
         (b"[" * 100_000 + b"]" * 100_000, "nested 100 deep"),
     ],
-    ids=["empty", "cut", "bytes", "key twice", "digits", "deep lists", "deep objects", "very deep"],
+    ids=[
+        "empty",
+        "cut",
+        "bytes",
+        "key twice",
+        "digits",
+        "a float's digits",
+        "deep lists",
+        "deep objects",
+        "very deep",
+    ],
 )
 def test_damaged_json_is_one_error_that_names_the_file(text: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "damaged.json"

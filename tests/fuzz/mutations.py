@@ -19,6 +19,8 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from drivefine_agent.scoring.cache_pack import _HEADER, _HEADER_SIZE
 
@@ -294,6 +296,61 @@ def mutate_sqlite(content: bytes, random: Random) -> bytes:
         connection.close()
 
 
+def mutate_parquet(content: bytes, random: Random) -> bytes:
+    """A column, row or the metadata of a table becomes another; or the bytes."""
+    if random.random() < 0.5:
+        return mutate_bytes(content, random)
+    try:
+        table = pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError):
+        return mutate_bytes(content, random)
+    index, count = random.randrange(table.num_columns), table.num_rows
+    name = table.column_names[index]
+    kind = random.randrange(12)
+    if kind == 0:
+        table = table.remove_column(index)
+    elif kind == 1:
+        table = table.append_column(name, table.column(index))
+    elif kind == 2:
+        table = table.rename_columns([random.choice(TEXTS) if n == name else n for n in table.column_names])
+    elif kind == 3:
+        rows = [random.randrange(count) for _ in range(random.choice((0, 1, count, 2 * count)))]
+        table = table.take(pa.array(rows, pa.int64()))
+    elif kind == 4:
+        metadata = {key: mutate_json(value, random) for key, value in (table.schema.metadata or {}).items()}
+        table = table.replace_schema_metadata(metadata)
+    elif kind < 8:  # one value
+        values = table.column(index).to_pylist()
+        values[random.randrange(count)] = mutate_value(random.choice(values), random)
+        try:
+            table = table.set_column(index, name, pa.array(values, table.schema.types[index]))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            return mutate_bytes(content, random)
+    else:
+        table = table.set_column(index, name, _column(count, random))
+    buffer = io.BytesIO()
+    try:
+        pq.write_table(table, buffer)
+    except pa.ArrowException:  # some types cannot be written
+        return mutate_bytes(content, random)
+    return buffer.getvalue()
+
+
+def _column(count: int, random: Random) -> pa.Array:
+    """A column of another type, with or without missing values."""
+    value = random.choice(_CELLS)
+    values = [None if random.random() < 0.1 else value for _ in range(count)]
+    column = pa.array(values)
+    is_encoded = random.random() < 0.1 and not pa.types.is_nested(column.type)
+    return column.dictionary_encode() if is_encoded else column
+
+
+_CELLS = (
+    *(None, True, -1, 2**62, 0.5, float("nan"), "", "x" * 500, b"", b"\xff", [], [1.0], [[0]], ["a", None]),
+    *({"a": 1}, [0.0] * 24, np.datetime64("2020-01-01", "s"), np.timedelta64(1, "s")),
+)
+
+
 def mutate_safetensors(content: bytes, random: Random) -> bytes:
     """The header, with its length put right; or the bytes."""
     if random.random() < 0.4 or len(content) < 8:
@@ -407,6 +464,7 @@ MUTATORS: Mapping[str, Callable[[bytes, Random], bytes]] = {
     "pickle": mutate_pickle,
     "xz pickle": mutate_xz_pickle,
     "sqlite": mutate_sqlite,
+    "parquet": mutate_parquet,
     "safetensors": mutate_safetensors,
     "pack": mutate_pack,
 }

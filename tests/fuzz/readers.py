@@ -462,8 +462,8 @@ READERS = (
         )
         for version, rules in (("v11", RULES_V1), ("v22", RULES_V2))
     ),
-    Reader("predictions", make_predictions, read_predictions, {"predictions.parquet": "bytes"}),
-    Reader("trajectories", make_predictions, read_trajectories, {"predictions.parquet": "bytes"}),
+    Reader("predictions", make_predictions, read_predictions, {"predictions.parquet": "parquet"}),
+    Reader("trajectories", make_predictions, read_trajectories, {"predictions.parquet": "parquet"}),
     Reader("outcomes", make_outcomes, read_outcomes, {"outcomes-0123.jsonl": "json"}, writes=True),
     Reader(
         "run",
@@ -515,7 +515,7 @@ READERS = (
         "scores of a table",
         make_table_scores,
         lambda f: scores.read_scores(f / "scores.parquet", {"steps": 3}),
-        {"scores.parquet": "bytes"},
+        {"scores.parquet": "parquet"},
     ),
     Reader(
         "latencies",
@@ -529,7 +529,7 @@ READERS = (
         lambda f: job.run_once(f, "tools/evaluate.py", "a=1", log=None),
         {job._DONE_NAME: "json"},
     ),
-    Reader("scored rollouts", make_rollouts, rollouts.read_rollouts, {"part-0.parquet": "bytes"}),
+    Reader("scored rollouts", make_rollouts, rollouts.read_rollouts, {"part-0.parquet": "parquet"}),
     Reader("questions", make_questions, read_questions, {"questions.jsonl": "json"}),
     Reader(
         "driving text",

@@ -15,7 +15,7 @@ import pytest
 
 from drivefine_agent.errors import DataError
 from drivefine_agent.reproduction.job import Reproduction, Settings
-from drivefine_agent.reproduction.scores import TableScores, read_scores, write_scores
+from drivefine_agent.reproduction.scores import TableScores, add_scores, read_scores, write_scores
 from drivefine_agent.reproduction.tables import TABLES, Row, Table
 
 TABLE = Table(
@@ -55,6 +55,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     # A row that the table has got since is in no seed yet.
     longer = replace(TABLE, rows=(*TABLE.rows, Row("third", "human")))
     assert not read.has(longer, 0)
+
+
+def test_seeds_that_another_command_has_added_meanwhile_stay(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    mine, theirs = TableScores({}, dict(LOG_OF)), TableScores({}, dict(LOG_OF))
+    for scores, seed in ((mine, 0), (theirs, 1)):
+        scores.add("first", seed, result(0.1, 0.2, 0.3 + seed), TABLE.columns)
+        scores.minutes[seed] = 1.0 + seed
+    add_scores(path, theirs)
+    add_scores(path, mine)
+    read = read_scores(path, {})
+    assert sorted(read.tables) == [("first", 0), ("first", 1)]
+    assert read.minutes == {0: 1.0, 1: 2.0}
+    np.testing.assert_array_equal(read.tables["first", 1]["PDMS"], np.array([0.1, 0.2, 1.3], np.float32))
 
 
 def test_no_file_is_no_seed_and_a_damaged_or_foreign_one_an_error(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from drivefine_agent.constants import CAMERA_NAMES, MAP_VERSIONS, TRACK_TYPES
 from drivefine_agent.data.dataset_paths import DatasetPaths
 from drivefine_agent.data.logs import read_log
-from drivefine_agent.data.maps import load_map
+from drivefine_agent.data.maps import MAPS_INDEX_NAME, load_map
 from drivefine_agent.data.scenes import future_poses, load_scenes
 from drivefine_agent.data.sensors import read_image
 from drivefine_agent.data.splits import load_split
@@ -81,6 +81,14 @@ def test_red_lights_name_lane_connectors(root):
         for connector, _ in frame.traffic_lights
     }
     assert all(str(connector) in city.lane_connectors for connector in lights)
+
+
+def test_the_index_of_the_maps_is_written_where_a_kill_has_left_it_out(root):
+    index = root / "maps" / MAPS_INDEX_NAME
+    content = index.read_bytes()
+    index.unlink()
+    make_world(replace(SMALL, output=str(root)), show_progress=False)
+    assert index.read_bytes() == content
 
 
 def test_all_four_maps_exist(root):
