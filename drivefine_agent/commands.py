@@ -14,6 +14,19 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 
+# Commands get SIGTERM when the process (on Linux: the thread) that started them ends, however it ends: they
+# would hold their folders' locks for hours. The kernel keeps the wish (PR_SET_PDEATHSIG, 1) over exec.
+_WITH_PARENT = (
+    sys.executable,
+    "-IS",
+    "-c",
+    "import ctypes, os, sys\n"
+    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, 15)\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit('error: the process that starts a command has ended')\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])\n",
+)
+_END_LIMIT_S = 30.0
+
 _running: set[subprocess.Popen[bytes]] = set()
 """Commands with a log that have not ended."""
 
@@ -31,7 +44,13 @@ def run_command(script: str, *arguments: str, log: Path | None = None, launcher:
       SystemExit: with the command's own exit code, or, where it has a log, a line that names it.
     """
     command = f"$ {shlex.join(launcher) or 'python'} {script} {shlex.join(arguments)}"
-    program = [*(launcher or (sys.executable,)), str(ROOT / script), *arguments]
+    program = [
+        *_WITH_PARENT,
+        str(os.getpid()),
+        *(launcher or (sys.executable,)),
+        str(ROOT / script),
+        *arguments,
+    ]
     started = time.monotonic()
     if log is None:
         print(f"\n{command}", flush=True)
@@ -62,5 +81,12 @@ def run_command(script: str, *arguments: str, log: Path | None = None, launcher:
 
 def stop_commands() -> None:
     """Ends the commands that run at once with others, after one of them has failed."""
-    for process in list(_running):
+    processes = list(_running)
+    for process in processes:
         process.terminate()
+    end = time.monotonic() + _END_LIMIT_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()

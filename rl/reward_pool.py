@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from drivefine_agent.scoring.cache import SceneCache
 from drivefine_agent.scoring.warm_up import warm_up
+from drivefine_agent.worker_processes import end_with_parent
 from rl.config import RewardConfig
 from rl.rewards import RewardError, RewardScorer, Scored, score_scene, unknown
 
@@ -61,6 +62,7 @@ class _Ticket:
 
 def run_worker(connection: Connection, cache_folder: Path, score: ScoreFunction) -> None:
     """Body of a worker process: opens the memory-mapped cache, scores until the pipe is closed."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run itself ends its workers
     cache = SceneCache(cache_folder)
     if score is score_scene:  # the compiled scorer is loaded before the first task's time counts
@@ -98,7 +100,6 @@ class PoolScorer(RewardScorer):
         self._tickets: dict[int, _Ticket] = {}
         self._failures_in_a_row = 0
         self._last_failure = ""
-        self.num_lost_workers = 0
         self._error: RewardError | None = None
         self._is_closing = False
         self._wake, self._woken = multiprocessing.Pipe()

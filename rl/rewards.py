@@ -143,6 +143,8 @@ class RewardScorer(ABC):
         self._shapes: dict[int, tuple[int, int]] = {}
         self.waited_s = 0.0
         """Time that `submit` and `collect` kept the caller waiting, since the start."""
+        self.num_lost_workers = 0
+        """Processes that died or did not answer in time; the trajectories that they had have no score."""
 
     def submit(self, tokens: Sequence[str], poses: NDArray[np.float64]) -> int:
         """Hands in trajectories (B, P, 8, 3) of B scenes; returns a ticket for `collect`."""

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from drivefine_agent.planner import Planner
@@ -20,7 +21,7 @@ from drivefine_agent.training.candidates import CandidateConfig, draw_candidates
 from drivefine_agent.training.objectives import Instructions
 from drivefine_agent.training.rollouts import Rollouts, joined, part_path, read_part, write_part
 from drivefine_agent.training.run_folder import claim_run_folder
-from rl.rewards import RewardScorer
+from rl.rewards import RewardScorer, Scores
 from rl.rollout import encode_scenes
 from rl.setup import TrainingScenes
 
@@ -77,7 +78,7 @@ def make_rollouts(
                 model, context, instructions, scenes.human_poses(index), config, seed, index.tolist()
             )
             poses = planner.action_tokenizer.decode(actions.cpu().numpy())
-            scores = rewards.collect(rewards.submit(scenes.tokens(index), poses))
+            scores = scored(rewards, scenes.tokens(index), poses)
             write_part(
                 path,
                 Rollouts.of_scenes(scenes.tokens(index), kinds, actions.cpu().numpy(), scores.sub_scores),
@@ -93,3 +94,16 @@ def make_rollouts(
         num_failed,
     )
     return rollouts
+
+
+def scored(rewards: RewardScorer, tokens: Sequence[str], poses: NDArray[np.float64]) -> Scores:
+    """Scores of trajectories (B, P, 8, 3), where a scoring process was lost those of a second try.
+
+    What is kept must not depend on an accident; what loses a process twice has no score.
+    """
+    num_lost = rewards.num_lost_workers
+    scores = rewards.collect(rewards.submit(tokens, poses))
+    if rewards.num_lost_workers > num_lost and not scores.is_valid.all():
+        LOGGER.warning("a scoring process was lost: its part of the rollouts is scored again")
+        scores = rewards.collect(rewards.submit(tokens, poses))
+    return scores

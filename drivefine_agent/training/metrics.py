@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drivefine_agent.data.atomic import write_bytes, write_error
+
 _logger = logging.getLogger(__name__)
 
 
@@ -19,8 +21,21 @@ class MetricLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Args: folder, of the run."""
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        """Removes half a line at the end, which a full disk or a killed process has left.
+
+        Args:
+          folder: of the run.
+
+        Raises:
+          DataError: `metrics.jsonl` cannot be written.
+        """
+        self._path = folder / "metrics.jsonl"
+        try:
+            if self._path.is_file() and not (content := self._path.read_bytes()).endswith(b"\n"):
+                write_bytes(self._path, content[: content.rfind(b"\n") + 1])
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise write_error(self._path, error) from error
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is None:
             _logger.warning("TensorBoard is not installed (pip install tensorboard): metrics.jsonl only")
@@ -30,9 +45,16 @@ class MetricLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, group: str, step: int, scalars: Mapping[str, float], is_shown: bool = False) -> None:
-        """Adds scalars `group/name` of one step; shown ones also go to the log."""
-        self._file.write(json.dumps({"group": group, "step": step, **scalars}) + "\n")
-        self._file.flush()
+        """Adds scalars `group/name` of one step; shown ones also go to the log.
+
+        Raises:
+          DataError: they cannot be written.
+        """
+        try:
+            self._file.write(json.dumps({"group": group, "step": step, **scalars}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_error(self._path, error) from error
         if self._writer is not None:
             for name, value in scalars.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)

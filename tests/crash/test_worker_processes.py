@@ -16,6 +16,7 @@ import pytest
 
 from drivefine_agent import worker_processes
 from drivefine_agent.errors import WorkerError
+from drivefine_agent.scoring import cache_build
 from drivefine_agent.worker_processes import LIMIT_VARIABLE, as_they_finish, worker_limit_s
 
 ENDING = "DRIVEFINE_TEST_ENDING"
@@ -155,6 +156,30 @@ def test_a_worker_that_ends_while_it_sends_is_told(ending: str, monkeypatch: pyt
 def test_what_cannot_be_sent_back_is_an_error(function: Callable[[int], Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         run_all(function)
+    assert not multiprocessing.active_children()
+
+
+def die_while_counting(portion: int) -> dict[str, str]:
+    if portion == 3:
+        with cache_build._finished.get_lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+class Bar:
+    """Of a progress display."""
+
+    n = 0
+
+    def update(self, count: int) -> None:
+        self.n += count
+
+
+def test_a_builder_that_dies_with_the_counters_lock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_build, "_build_in_worker", die_while_counting)
+    monkeypatch.setattr(cache_build, "_logs_of", str)
+    with pytest.raises(WorkerError, match=r"got one that died .* while at 3; finished parts stay"):
+        cache_build._build_in_processes(range(8), 2, Bar())
     assert not multiprocessing.active_children()
 
 

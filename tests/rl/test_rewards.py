@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +33,11 @@ from rl.rewards import (
     score_scene,
     weighted_score,
 )
+from rl.scorer_rollouts import scored
 
 Array = NDArray[np.float64]
-DIES, HANGS, RAISES = 1e6, 2e6, 3e6
+DIES, HANGS, RAISES, DIES_ONCE = 1e6, 2e6, 3e6, 4e6
+MARK = "DRIVEFINE_TEST_MARK"  # names a file that says that a worker has died
 """First x [m] of a trajectory with which the scorers below misbehave."""
 
 
@@ -177,6 +181,9 @@ def score_first_x(cache: SceneCache, token: str, poses: Array) -> tuple[Array, l
     first = poses[:, 0, 0]
     if (first == DIES).any():
         os.kill(os.getpid(), signal.SIGKILL)
+    if (first == DIES_ONCE).any() and not (mark := Path(os.environ[MARK])).exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if (first == HANGS).any():
         time.sleep(3600)
     if (first == RAISES).any():
@@ -267,6 +274,51 @@ def test_an_idle_worker_that_is_killed_is_replaced_and_nothing_is_lost(shared_po
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert _scored(shared_pool, ["a"], _poses([0.5])).rewards.tolist() == [[_reward(0.5)]]
+
+
+def test_rollouts_of_a_lost_process_are_scored_once_more(
+    shared_pool: PoolScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written to a file: a process that was killed once must not be seen there for ever."""
+    monkeypatch.setenv(MARK, str(tmp_path / "mark"))
+    with PoolScorer(RewardConfig(num_workers=1), shared_pool._arguments[0], score_first_x) as pool:
+        got = scored(pool, ["a", "b"], _poses([DIES_ONCE], [0.5]))
+        assert got.is_valid.all()
+        assert pool.num_lost_workers == 1
+        got = scored(pool, ["a", "b"], _poses([DIES], [0.5]))
+        np.testing.assert_array_equal(got.rewards, [[np.nan], [_reward(0.5)]])
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from rl.config import RewardConfig
+from rl.reward_pool import PoolScorer
+from test_rewards import HANGS, _poses, score_first_x
+if __name__ == "__main__":
+    pool = PoolScorer(RewardConfig(num_workers=1), Path(sys.argv[1]), score_first_x)
+    pool.submit(["a"], _poses([HANGS]))
+    time.sleep(3)  # the worker has the task
+    print(pool.process_ids[0], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_worker_that_hangs_ends_with_its_killed_parent(scene_cache: Path, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    here = Path(__file__)
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here.parents[2]}"}
+    command = [sys.executable, str(script), str(scene_cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert Path(f"/proc/{worker}").exists()
+        parent.kill()
+    deadline = time.monotonic() + 10.0
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_too_many_failures_in_a_row_end_the_run(pools: Any) -> None:
