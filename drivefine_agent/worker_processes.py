@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
@@ -210,9 +210,8 @@ def _work(
 
 def _send(pipe: Connection, outcome: _Outcome[Any]) -> None:
     try:
+        copy.copy(outcome.error)  # many an exception can be pickled, but not made again
         content = ForkingPickler.dumps(outcome)
-        if outcome.error is not None:
-            pickle.loads(content)  # many an exception can be pickled, but not made again
     except Exception as error:
         told = outcome.error or error
         text = f"a worker process must return what can be pickled, got {type(told).__name__}: {told}"
