@@ -153,11 +153,15 @@ def _split_files(folder: Path) -> list[Path]:
 
 def _scene_filter(content: Mapping[str, Any], path: Path) -> SceneFilter:
     """The filter that the split's defaults name, with what the split itself sets on top."""
-    name = None
-    for entry in content.get("defaults") or ():
+    name, own, defaults = None, content.get("scene_filter") or {}, content.get("defaults") or []
+    if not isinstance(own, dict) or not isinstance(defaults, list):
+        raise DataError(
+            "a split file needs a list as 'defaults' and a mapping as 'scene_filter', got "
+            f"{type(defaults).__name__} and {type(own).__name__} in {path}; correct it"
+        )
+    for entry in defaults:
         if isinstance(entry, dict) and "scene_filter" in entry:
             name = entry["scene_filter"]
-    own = content.get("scene_filter") or {}
     if name is None and not own:
         raise DataError(
             f"a split file needs a scene filter, got none in {path}; add `defaults: - scene_filter: <name>`"

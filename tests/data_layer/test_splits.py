@@ -68,6 +68,8 @@ def test_an_unknown_split_lists_the_known_ones_and_suggests(navsim_mini):
         (SPLIT + "dta_split: x\n", "", r"got \['dta_split'\]"),
         ("defaults:\n- scene_filter: mine\n", "", "'data_split'"),
         ("data_split: test\n", "", "needs a scene filter"),
+        ("data_split: test\nscene_filter: x\n", "", "'scene_filter', got list and str"),
+        ("data_split: test\ndefaults: 5\n", "", "'scene_filter', got int and dict"),
         ("defaults:\n- scene_filter: other\ndata_split: test\n", "", "'other', but there is no"),
         (
             f"defaults:\n- scene_filter: {'x' * 500}\ndata_split: test\n",
@@ -86,6 +88,8 @@ def test_an_unknown_split_lists_the_known_ones_and_suggests(navsim_mini):
         "split key",
         "no data_split",
         "no filter",
+        "filter is a text",
+        "defaults are a number",
         "no filter file",
         "long name",
         "interval",
