@@ -8,6 +8,7 @@ Source: NAVSIM v1.1, navsim/planning/script/run_pdm_score.py.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -96,9 +97,10 @@ def read_columns(path: Path, numbers: Collection[str], index_col: int | None = 0
     # Numbers too: what pandas 2 parses is off by up to an ulp, and would not be written as it was read.
     texts = dict.fromkeys(("token", "previous_token", *numbers), "object")
     try:
+        _check_widths(path)
         whole = pd.read_csv(path, index_col=index_col, dtype=texts)
     # not UTF-8, no CSV, a quoted field without end, a number of thousands of digits
-    except (OSError, ValueError, OverflowError, pd.errors.ParserError) as error:
+    except (OSError, ValueError, OverflowError, csv.Error, pd.errors.ParserError) as error:
         raise DataError(f"{path} is not a readable CSV ({error}): write it again") from error
     for name in whole.columns.intersection(pd.Index(list(numbers))):
         try:
@@ -108,6 +110,14 @@ def read_columns(path: Path, numbers: Collection[str], index_col: int | None = 0
                 f"expected numbers in the column {name!r} ({error!s:.80}): {path}; write it again"
             ) from error
     return whole
+
+
+def _check_widths(path: Path) -> None:
+    """Pandas makes an index of the fields that the first row has more than the header, in quadratic time."""
+    with path.open(newline="", encoding="utf-8") as file:
+        widths = {len(row) for row in csv.reader(file) if row}
+    if len(widths) > 1:
+        raise ValueError(f"rows must have as many fields as the header, got {sorted(widths)[:3]} fields")
 
 
 def read_csv(path: Path) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def test_an_unknown_split_lists_the_known_ones_and_suggests(navsim_mini):
         ("defaults:\n- scene_filter: mine\n", "", "'data_split'"),
         ("data_split: test\n", "", "needs a scene filter"),
         ("data_split: test\nscene_filter: x\n", "", "'scene_filter', got list and str"),
-        ("data_split: test\ndefaults: 5\n", "", "'scene_filter', got int and dict"),
+        ("data_split: test\ndefaults: 5\n", "", "'scene_filter', got str and dict"),
         ("defaults:\n- scene_filter: other\ndata_split: test\n", "", "'other', but there is no"),
         (
             f"defaults:\n- scene_filter: {'x' * 500}\ndata_split: test\n",

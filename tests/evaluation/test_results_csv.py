@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from drivefine_agent.evaluation.results_csv import (
     METRICS_V1,
     average_row,
     format_csv,
+    read_columns,
     read_csv,
     result_table,
     write_csv,
@@ -109,6 +111,16 @@ def test_a_file_with_a_scene_removed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("\n".join(text[:3] + text[4:]) + "\n")
     with pytest.raises(DataError, match="not the mean of the rows"):
         read_csv(tmp_path / "r.csv")
+
+
+def test_a_row_of_more_fields_than_the_header_is_refused_at_once(tmp_path: Path) -> None:
+    """pandas would make an index of 50,000 levels of them, for half a minute."""
+    path = tmp_path / "long.csv"
+    path.write_text("token,score\n" + "0.5," * 50_000 + "1\n")
+    started = time.process_time()
+    with pytest.raises(DataError, match=r"long\.csv is not a readable CSV \(rows must .* got \[2, 50001\]"):
+        read_columns(path, {"score"}, index_col=None)
+    assert time.process_time() - started < 2.0
 
 
 def test_foreign_columns_are_listed(tmp_path: Path) -> None:
